@@ -1,0 +1,71 @@
+# Everything runs from a virtual environment in .venv, which the first target that needs it makes.
+# PYTHON names the interpreter to make it with, ARGS is handed on to pytest.
+
+PYTHON ?= python3
+ARGS ?=
+RUN := .venv/bin/python
+INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check --editable
+
+.DEFAULT_GOAL := help
+.PHONY: help demo up test test-slow test-all lint format typecheck clean
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: .venv/.installed-demo  ## Profile Python's own sources, or another tree: make demo INPUT=folder
+	@exec $(RUN) -m workers.demo $${INPUT:+--input "$$INPUT"}
+
+up: .venv/.installed-demo  ## Keep a private server, the reference fleet and Flower running until Ctrl-C
+	@exec $(RUN) -m orchestra up
+
+test: .venv/.installed-dev  ## Run the tests that take little time; ARGS goes to pytest
+	@exec $(RUN) -m pytest -m "not (slow or integration or chaos or docker)" $(ARGS)
+
+test-slow: .venv/.installed-dev  ## Run the tests that `make test` leaves out, with real worker processes
+	@exec $(RUN) -m pytest -m "(slow or integration or chaos) and not docker" $(ARGS)
+
+test-all: .venv/.installed-dev  ## Run both
+	@exec $(RUN) -m pytest -m "not docker" $(ARGS)
+
+lint: .venv/.installed-dev  ## Check format, style and floors
+	@$(RUN) -m ruff format --check .
+	@$(RUN) -m ruff check .
+	@$(RUN) .venv/bin/lint-imports
+
+format: .venv/.installed-dev  ## Mend format and style where a tool can
+	@$(RUN) -m ruff check --fix-only .
+	@$(RUN) -m ruff format .
+
+typecheck: .venv/.installed-dev  ## Check the types
+	@$(RUN) -m mypy
+
+clean:  ## Remove what these targets made, the virtual environment included
+	@rm -rf .venv build dist htmlcov .coverage .coverage.* .hypothesis
+	@rm -rf .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	@find orchestra workers tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# ── Set-up ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+# A stamp is written after its install has succeeded, so what was interrupted is done again.
+
+.venv/.installed-demo: pyproject.toml
+	$(make-venv)
+	@echo "Installing Agent Orchestra into .venv; this takes a minute, once."
+	@$(INSTALL) ".[embedded]"
+	@touch $@
+
+.venv/.installed-dev: pyproject.toml
+	$(make-venv)
+	@echo "Installing Agent Orchestra and its tools into .venv; this takes a minute, once."
+	@$(INSTALL) ".[dev]"
+	@touch .venv/.installed-demo $@
+
+# Debian's python3 has the venv module, but not what it needs (ensurepip), unless python3-venv is there.
+define make-venv
+@command -v "$(PYTHON)" >/dev/null || { \
+	echo "$(PYTHON) was not found: install Python 3.11 or newer, or name another one, as in: make PYTHON=python3.12 demo" >&2; exit 1; }
+@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	echo "$(PYTHON) is older than Python 3.11: install a newer one, or name it, as in: make PYTHON=python3.12 demo" >&2; exit 1; }
+@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { \
+	echo "$(PYTHON) cannot make virtual environments: install its venv module (Debian and Ubuntu: sudo apt install python3-venv)" >&2; exit 1; }
+@$(RUN) -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv .venv
+endef
