@@ -1,0 +1,245 @@
+"""Checks of what people hand in: task names, times, payloads."""
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from typing import Any, Final
+from uuid import UUID
+
+from pydantic import BaseModel
+
+from orchestra.exceptions import FieldError, PayloadError, ValidationError
+from orchestra.utils import shorten
+
+__all__ = ["check_payload", "validate_delay", "validate_task_type", "validate_timeout"]
+
+WEEK_SECONDS: Final = 7 * 86_400.0
+YEAR_SECONDS: Final = 366 * 86_400.0
+
+_MAX_TASK_TYPE_LENGTH: Final = 255
+_TASK_TYPE = re.compile(r"\w[\w.:/-]*")
+
+
+def validate_task_type(value: object) -> str:
+    """
+    Return `value` if it can be the name of a task, such as `workers.text.keywords`.
+
+    Raises:
+        ValidationError: it isn't a text of 1 to 255 letters, digits, '_', '.', ':', '/' and '-', the first one of
+            which is a letter, a digit or '_'.
+
+    """
+    if isinstance(value, str) and len(value) <= _MAX_TASK_TYPE_LENGTH and _TASK_TYPE.fullmatch(value):
+        return value
+    rule = (
+        "give the name that the task is registered under, such as workers.text.keywords: 1 to 255 letters, digits, "
+        "'_', '.', ':', '/' and '-'"
+    )
+    raise _refused("task_type", "no task type", rule, value)
+
+
+def validate_timeout(value: object, *, max_seconds: float = WEEK_SECONDS) -> float | None:
+    """
+    Return a timeout in seconds; None stands for none. A timedelta is taken as well.
+
+    Raises:
+        ValidationError: it isn't a number above 0 and up to `max_seconds`.
+
+    """
+    if value is None:
+        return None
+    seconds = _seconds(value)
+    if seconds is None or not 0 < seconds <= max_seconds:
+        rule = f"give a number of seconds above 0 and up to {max_seconds:g}, or None for no timeout"
+        raise _refused("timeout", "no timeout", rule, value)
+    return seconds
+
+
+def validate_delay(value: object, *, max_seconds: float = YEAR_SECONDS) -> float | None:
+    """
+    Return a delay in seconds, such as a countdown; None stands for none. A timedelta is taken as well.
+
+    Raises:
+        ValidationError: it isn't a number from 0 to `max_seconds`.
+
+    """
+    if value is None:
+        return None
+    seconds = _seconds(value)
+    if seconds is None or not 0 <= seconds <= max_seconds:
+        raise _refused("delay", "no delay", f"give a number of seconds from 0 to {max_seconds:g}, or None", value)
+    return seconds
+
+
+def _seconds(value: object) -> float | None:
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:  # an int that no float can hold
+        return None
+
+
+def _refused(name: str, noun: str, rule: str, value: object) -> ValidationError:
+    shown = shorten(repr(value), 60)
+    return ValidationError(f"{shown} is {noun}: {rule}.", errors=[FieldError(name, rule, shown)])
+
+
+# What JSON holds as it is, and what the message's serializer writes as a marked object and reads back.
+_PLAIN: Final = frozenset({str, int, bool, type(None)})
+_MARKED: Final = (datetime, date, time, UUID, Decimal, bytes)
+
+
+def check_payload(
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    *,
+    max_bytes: int,
+    max_depth: int,
+    default: Callable[[Any], Any] | None = None,
+) -> int:
+    """
+    Return how many bytes the arguments of a task take in the message's body.
+
+    JSON's own values pass, pydantic models (which are sent as their JSON form), and datetimes, dates, times, UUIDs,
+    Decimals and bytes. `default` is asked for the JSON form of anything else, as `json.dumps` would, and raises
+    TypeError where there is none. Depth counts lists and objects inside each other: `{"a": [1]}` as one argument
+    is 2 deep.
+
+    Raises:
+        PayloadError: the arguments are too large or too deep, contain themselves, or hold something that JSON can't:
+            NaN, infinity, a key that isn't text, an object of a foreign kind. It names the place.
+
+    """
+    look = _Look(max_bytes, max_depth, default or _refuse_default)
+    for place, value in enumerate(args):
+        look.at(value, (f"args[{place}]",))
+    look.mapping(kwargs, ())
+    size = _size(args, kwargs, look.default)
+    if size > max_bytes:
+        raise _too_large(f"{size:,}", max_bytes)
+    return size
+
+
+def _refuse_default(value: Any) -> Any:  # whatever JSON doesn't know
+    raise TypeError(type(value).__name__)
+
+
+@dataclass(slots=True)
+class _Look:
+    """One walk through a payload; `path` is where it is, and `holders` the containers on the way there."""
+
+    max_bytes: int
+    max_depth: int
+    default: Callable[[Any], Any]
+    seen: int = 0  # values so far: each takes a byte at least, which bounds the walk when parts are shared
+    holders: list[int] = field(default_factory=list)
+
+    def at(self, value: Any, path: tuple[object, ...]) -> None:  # any value of a payload
+        kind = type(value)
+        if kind in _PLAIN:
+            return
+        if isinstance(value, float):
+            if not math.isfinite(value):
+                raise _unfit(path, f"{value} is no JSON number")
+        elif isinstance(value, dict):
+            self.enter(value, path, self.mapping)
+        elif isinstance(value, (list, tuple)):
+            self.enter(value, path, self.items)
+        elif isinstance(value, BaseModel):
+            self.at(_dumped(value, path), path)
+        elif not isinstance(value, (str, int, *_MARKED)):
+            self.foreign(value, path)
+
+    def enter(self, value: Any, path: tuple[object, ...], walk: Callable[[Any, tuple[object, ...]], None]) -> None:
+        if id(value) in self.holders:
+            raise _unfit(path, "contains itself")
+        if len(self.holders) >= self.max_depth:
+            raise _unfit(path[: self.max_depth], f"is nested too deep: {self.max_depth} levels are allowed")
+        self.holders.append(id(value))
+        walk(value, path)
+        self.holders.pop()
+
+    def count(self, more: int) -> None:
+        self.seen += more
+        if self.seen > self.max_bytes:
+            raise _too_large(f"more than {self.max_bytes:,}", self.max_bytes)
+
+    def items(self, value: Sequence[Any], path: tuple[object, ...]) -> None:
+        self.count(len(value))
+        for place, item in enumerate(value):
+            if type(item) not in _PLAIN:
+                self.at(item, (*path, place))
+
+    def mapping(self, value: Mapping[Any, Any], path: tuple[object, ...]) -> None:
+        self.count(len(value))
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise _unfit(path or ("kwargs",), f"has the key {shorten(repr(key), 60)}; JSON's keys are texts")
+            if type(item) not in _PLAIN:
+                self.at(item, (*path, key))
+
+    def foreign(self, value: Any, path: tuple[object, ...]) -> None:  # what JSON doesn't know
+        if callable(getattr(value, "__json__", None)):
+            return
+        try:
+            self.default(value)
+        except TypeError:
+            hint = "; send a list" if isinstance(value, (set, frozenset)) else ""
+            raise _unfit(path, f"is of type {type(value).__name__}, which JSON can't hold{hint}") from None
+
+
+def _size(args: Sequence[Any], kwargs: Mapping[str, Any], default: Callable[[Any], Any]) -> int:
+    def form(value: Any) -> Any:  # json's own signature
+        if isinstance(value, BaseModel):
+            return _dumped(value, ("the payload",))
+        if callable(reduce := getattr(value, "__json__", None)):
+            return reduce()
+        if isinstance(value, _MARKED):
+            return {"__type__": type(value).__name__, "__value__": _marked(value)}
+        return default(value)
+
+    try:
+        return len(json.dumps([list(args), dict(kwargs)], default=form, allow_nan=False))  # ASCII: a byte a character
+    except (ValueError, TypeError, RecursionError) as exc:
+        message = f"the payload can't be written as JSON: {shorten(str(exc), 120)}"
+        raise PayloadError(message) from exc
+
+
+def _dumped(model: BaseModel, path: tuple[object, ...]) -> dict[str, Any]:
+    try:
+        return model.model_dump(mode="json", by_alias=True, round_trip=True)
+    except ValueError as exc:
+        raise _unfit(path, f"has no JSON form: {shorten(str(exc), 120)}") from exc
+
+
+def _marked(value: object) -> str:
+    if isinstance(value, bytes):
+        return value.decode("utf-8") if _is_utf8(value) else "x" * (4 * -(-len(value) // 3))  # base64's length
+    return str(value)
+
+
+def _is_utf8(value: bytes) -> bool:
+    try:
+        value.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _unfit(path: tuple[object, ...], problem: str) -> PayloadError:
+    place = str(path[0]) + "".join(f".{part}" if isinstance(part, str) else f"[{part}]" for part in path[1:])
+    place = shorten(place, 200)
+    return PayloadError(f"the payload can't be sent: {place} {problem}", errors=[FieldError(place, problem, "")])
+
+
+def _too_large(size: str, max_bytes: int) -> PayloadError:
+    problem = f"{size} bytes are too many: {max_bytes:,} are allowed"
+    message = f"the payload can't be sent: {problem}. Store it elsewhere and send where it is."
+    return PayloadError(message, errors=[FieldError("payload", problem, "")])
