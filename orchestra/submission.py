@@ -1,0 +1,137 @@
+"""The sender's half of a task's walk: validate and route a call, before Redis is touched."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from pydantic import BaseModel
+
+from orchestra.capabilities import Requirement
+from orchestra.exceptions import ValidationError
+from orchestra.types import Urgency
+from orchestra.validation import check_payload
+
+__all__ = ["ArgumentCheck", "Call", "Declared", "Limits", "Prepared", "canonical_requires", "plain", "prepare"]
+
+
+class ArgumentCheck(Protocol):
+    """What checks a task's arguments: by its type hints, or by the schema in the catalogue."""
+
+    def check(self, task_name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Raise a ValidationError that lists every argument which isn't right."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """The bounds of a payload."""
+
+    max_bytes: int
+    max_depth: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Declared:
+    """What a task says of itself, as its own code or the catalogue has it."""
+
+    requires: Requirement | None = None
+    urgency: Urgency | None = None
+    arguments: ArgumentCheck | None = None
+    enforced: bool = False  # whether a call that doesn't fit is refused, or only remarked on
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One call of a task, as the caller wrote it."""
+
+    task: str
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any]
+    requires: str | Iterable[str] | Requirement | None = None
+    urgency: str | Urgency | None = None
+    priority: int | None = None
+    queue: object = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """
+    What a call comes to.
+
+    `requires` is what the caller asked for beyond the task's own declaration, None if nothing; `priority` is one of
+    kombu's Redis steps, None to leave the caller's; `remarks` is what would have been refused of an enforced task.
+    """
+
+    requires: Requirement | None
+    priority: int | None
+    remarks: ValidationError | None = None
+
+
+def prepare(call: Call, declared: Declared, limits: Limits, *, enforce: bool) -> Prepared:
+    """
+    Validate and route a call; pure, so that a refused one leaves nothing behind.
+
+    Raises:
+        ValidationError: the requirement or the urgency makes no sense, or the call is enforced and its arguments don't
+            fit the task. It lists every field.
+
+    """
+    requires = None if call.requires is None else Requirement.parse(call.requires)
+    if requires is not None and call.queue is not None:
+        message = (
+            f"{call.task} was not submitted: requires={requires.text!r} and queue={str(call.queue)!r} exclude each "
+            "other. Leave out queue= to have the requirement choose the queue."
+        )
+        raise ValidationError(message)
+    remarks = _checked(call, declared, limits, enforce=enforce)
+    return Prepared(requires=requires, priority=_priority(call, declared), remarks=remarks)
+
+
+def _priority(call: Call, declared: Declared) -> int | None:
+    if call.urgency is not None and call.priority is not None:
+        message = f"{call.task} was not submitted: give urgency= or priority=, not both."
+        raise ValidationError(message)
+    if call.priority is not None:
+        return None
+    return Urgency.parse(call.urgency or declared.urgency or Urgency.NORMAL).priority
+
+
+def _checked(call: Call, declared: Declared, limits: Limits, *, enforce: bool) -> ValidationError | None:
+    try:
+        if declared.arguments is not None:
+            declared.arguments.check(call.task, call.args, call.kwargs)
+        if enforce:
+            check_payload(call.args, call.kwargs, max_bytes=limits.max_bytes, max_depth=limits.max_depth)
+    except ValidationError as error:
+        if enforce:
+            raise
+        return error
+    return None
+
+
+def canonical_requires(value: Any) -> None:  # whatever a caller passes along
+    """
+    Write the requirement of every signature inside `value` in its canonical text, in place.
+
+    A signature may carry `requires={…}` as a set, which JSON can't hold, and it may hold further signatures: the rest
+    of a chain, the members of a group, callbacks.
+    """
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            canonical_requires(item)
+    elif isinstance(value, dict) and "subtask_type" in value:
+        options = value.get("options") or {}
+        if options.get("requires") is not None:
+            options["requires"] = Requirement.parse(options["requires"]).text
+        for part in (*(value.get("kwargs") or {}).values(), *options.values(), value.get("args")):
+            canonical_requires(part)
+
+
+def plain(value: Any) -> Any:  # any argument of a task
+    """Return `value` with pydantic models in their JSON form, as they travel; other values as they are."""
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(plain(item) for item in value)
+    return value

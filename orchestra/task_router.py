@@ -1,0 +1,52 @@
+"""Which queue a task goes to: the requirement, turned into a name."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from orchestra.capabilities import Requirement
+from orchestra.queues import QueueNames
+
+__all__ = ["TaskRouter"]
+
+_ROUTED_ALREADY: Final = ("queue", "exchange", "routing_key")
+_BY_INNER_TASK: Final = frozenset({"celery.map", "celery.starmap"})
+
+
+class TaskRouter:
+    """
+    Route by requirement: a callable for Celery's `task_routes`.
+
+    Matching agents to queues happens when a queue or an agent appears; here a requirement only becomes a name, so a
+    richer one costs nothing. What a caller or a project routes itself is left alone.
+
+    `declared` tells the requirement of a task by its name: None for a task that has none or isn't known.
+    """
+
+    def __init__(self, queues: QueueNames, declared: Callable[[str], Requirement | None]) -> None:
+        self._queues = queues
+        self._declared = declared
+
+    def __call__(
+        self,
+        name: str,
+        _args: object = (),
+        kwargs: Mapping[str, Any] | None = None,
+        options: Mapping[str, Any] | None = None,
+        **_: object,
+    ) -> dict[str, str] | None:
+        """Return Celery's route, or None to leave the task to the routes behind this one."""
+        given = options or {}
+        if any(given.get(option) for option in _ROUTED_ALREADY):
+            return None
+        requirement = self.requirement(name, kwargs or {}, given)
+        return None if requirement is None else {"queue": self._queues.name_for(requirement)}
+
+    def requirement(self, name: str, kwargs: Mapping[str, Any], options: Mapping[str, Any]) -> Requirement | None:
+        """Return what a call requires: what the caller asks for, else what the task (or its inner task) declares."""
+        asked = options.get("requires")
+        if asked is not None:
+            return Requirement.parse(asked)
+        inner = kwargs.get("task") if name in _BY_INNER_TASK else None
+        if isinstance(inner, Mapping):
+            return self.requirement(inner.get("task", ""), inner.get("kwargs") or {}, inner.get("options") or {})
+        return self._declared(name)
