@@ -1,0 +1,370 @@
+"""OrchestraCelery: a Celery app whose tasks say what they require."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Final
+
+import click
+from celery import Celery
+from celery import Task as CeleryTask
+from celery.app import backends
+from celery.utils.imports import symbol_by_name
+from kombu.transport.redis import Channel as RedisChannel
+from kombu.utils.objects import cached_property
+
+from orchestra.arguments import ArgumentSchema
+from orchestra.backend import recording
+from orchestra.broker import BrokerLink, is_same_database, location_of, named_broker, within
+from orchestra.capabilities import CapabilitySet, Requirement
+from orchestra.config import OrchestraSettings, load_settings
+from orchestra.exceptions import ConfigurationError, ValidationError
+from orchestra.logging_utils import get_logger
+from orchestra.queues import QueueNames
+from orchestra.registry import AgentRegistry, CachedCatalogue, CatalogueEntry
+from orchestra.state import StateManager
+from orchestra.store import Keys, Store
+from orchestra.submission import Call, Declared, Limits, Prepared, canonical_requires, prepare
+from orchestra.task import DECLARABLE, OrchestraTask, check_declaration
+from orchestra.task_router import TaskRouter
+from orchestra.types import Urgency
+
+__all__ = ["OrchestraCelery", "told_plainly"]
+
+_REDIS_SCHEMES: Final = ("redis", "rediss", "redis+socket", "sentinel")
+_INVARIANTS: Final = {
+    "accept_content": ["json"],
+    "task_serializer": "json",
+    "result_serializer": "json",
+    "task_reject_on_worker_lost": True,
+    "worker_consumer": "orchestra.request:OrchestraConsumer",
+}
+_SIGNATURE_OPTIONS: Final = ("link", "link_error", "chain", "chord")
+
+log = get_logger(__name__)
+
+
+class OrchestraCelery(Celery):
+    """
+    A drop-in for `Celery`, whose tasks declare requirements and whose workers declare capabilities.
+
+    Where Celery's configuration names no broker, `settings` (the environment's `ORCHESTRA_*`) does; results go to the
+    broker's Redis unless a backend is named. What correctness rests on is set after the project's own configuration:
+    JSON only, our consumer, and the message of a worker that is lost goes back to its queue.
+    """
+
+    amqp_cls = "orchestra.amqp:OrchestraAMQP"
+
+    def __init__(
+        self, main: str | None = None, *args: Any, settings: OrchestraSettings | None = None, **kwargs: Any
+    ) -> None:
+        self._given_settings = settings
+        super().__init__(main, *args, **kwargs)
+        self.steps["worker"].add("orchestra.agent:CapabilityStep")
+        self.steps["consumer"].add("orchestra.agent:AgentStep")
+        self.user_options["worker"].add(_capabilities_option())
+
+    # ── what the app is made of ──
+
+    @cached_property
+    def settings(self) -> OrchestraSettings:
+        """What Orchestra reads from the environment, unless the app was given its own."""
+        with told_plainly():
+            return self._given_settings or load_settings()
+
+    @cached_property
+    def queue_names(self) -> QueueNames:
+        """How this fleet's queues are called."""
+        fleet = self.settings.namespace or self.main or "orchestra"
+        return QueueNames(fleet, self.conf.task_default_queue)
+
+    @cached_property
+    def limits(self) -> Limits:
+        """The bounds of a payload."""
+        return Limits(max_bytes=self.settings.max_payload_bytes, max_depth=self.settings.max_payload_depth)
+
+    @cached_property
+    def task_router(self) -> TaskRouter:
+        """The router that Celery asks after the project's own `task_routes`."""
+        return TaskRouter(self.queue_names, lambda name: self.declared(name).requires)
+
+    @cached_property
+    def store(self) -> Store:
+        """The fleet's part of the broker's Redis."""
+        prefix = self.conf.broker_transport_options.get("global_keyprefix", "")
+        keys = Keys(self.settings.key_prefix, self.queue_names.fleet, prefix)
+        link = BrokerLink(self.connection_for_write, patience_seconds=self.settings.connect_timeout_seconds)
+        return Store(link.client, keys, location=self.broker_location(), forget=link.forget)
+
+    def broker_location(self) -> str:
+        """Return where the broker is, as errors say it: `host:port` or a socket's path, without a password."""
+        return location_of(self.connection_for_write())
+
+    @cached_property
+    def state(self) -> StateManager:
+        """The records of the fleet's tasks."""
+        return StateManager(self.store, self.queue_names, ttl_seconds=self.settings.state_ttl_seconds)
+
+    @cached_property
+    def registry(self) -> AgentRegistry:
+        """The fleet's agents, queues and catalogue. Celery's `tasks` is the registry of this process's own tasks."""
+        lost_after = self.settings.beat_seconds * self.settings.lost_after_beats
+        prefix = self.conf.broker_transport_options.get("global_keyprefix", "")
+        return AgentRegistry(self.store, lost_after_seconds=lost_after, prefix_queues=prefix)
+
+    @cached_property
+    def catalogue(self) -> CachedCatalogue[Declared]:
+        """What the fleet knows to run, as agents published it."""
+        return CachedCatalogue(self.registry, _declared, ttl_seconds=self.settings.catalogue_ttl_seconds)
+
+    @cached_property
+    def priority_steps(self) -> tuple[str, ...]:
+        """How the names of a queue's lists end, one list for each of kombu's priority steps."""
+        options = self.conf.broker_transport_options
+        parting = options.get("sep", RedisChannel.sep)
+        steps = options.get("priority_steps", RedisChannel.priority_steps)
+        return tuple(f"{parting}{step}" if step else "" for step in steps)
+
+    # ── configuration ──
+
+    def _load_config(self) -> Any:
+        """Configure the app as Celery does, and set what must hold; a signal's receiver couldn't refuse anything."""
+        configured: Any = super()
+        conf = configured._load_config()
+        with told_plainly():
+            self._apply_invariants(conf)
+        return conf
+
+    def _apply_invariants(self, conf: Any) -> None:
+        _refuse_pickle(conf)
+        if not (conf.broker_url or conf.broker_read_url or conf.broker_write_url):
+            conf.broker_url = self.settings.broker_url.get_secret_value()
+        if not conf.result_backend:
+            conf.result_backend = self._default_backend(conf)
+        if not conf.value_set_for("task_acks_late"):
+            conf.task_acks_late = True
+        for name, value in _INVARIANTS.items():
+            conf[name] = value
+
+    def check_invariants(self) -> None:
+        """
+        Refuse to work with settings that correctness rests on and that were changed after configuration.
+
+        Raises:
+            ConfigurationError: it names the setting.
+
+        """
+        for name, value in _INVARIANTS.items():
+            if self.conf[name] != value:
+                message = (
+                    f"The setting {name} is {self.conf[name]!r}, and Orchestra needs {value!r}: remove the override."
+                )
+                raise ConfigurationError(message)
+        scheme = self.connection_for_read().transport_cls
+        if scheme not in _REDIS_SCHEMES:
+            message = f"The broker's scheme is {scheme!r}; agents need Redis: {', '.join(_REDIS_SCHEMES)}."
+            raise ConfigurationError(message)
+
+    @property
+    def transport_options(self) -> dict[str, Any]:
+        """What our transport is told, behind what the project's `broker_transport_options` say."""
+        seconds = self.settings.connect_timeout_seconds
+        return {
+            "socket_connect_timeout": seconds / 2,  # so that two attempts fit
+            "socket_timeout": seconds / 2,
+            **self.conf.broker_transport_options,
+            "orchestra_fleet": self.queue_names.fleet,
+            "orchestra_default_queue": self.queue_names.default,
+            "orchestra_prefix": self.settings.key_prefix,
+            "orchestra_record_ttl_seconds": self.settings.state_ttl_seconds,
+        }
+
+    def _default_backend(self, conf: Any) -> str | None:
+        """Return the broker's URL as that of the results, where it is one that Celery's backends understand."""
+        url = str(conf.broker_write_url or "").split(";")[0]
+        return url if url.partition("://")[0] in _REDIS_SCHEMES else None
+
+    def _get_backend(self) -> Any:
+        by_url: Any = backends.by_url  # celery-types has it return the class alone
+        backend, url = by_url(self.backend_cls or self.conf.result_backend, self.loader)
+        return recording(backend)(app=self, url=url)
+
+    def is_broker(self, parameters: Mapping[str, Any]) -> bool:
+        """Tell whether a result backend's connection parameters lead to the broker's own database."""
+        return is_same_database(self.connection_for_write(), parameters)
+
+    # ── declaring tasks ──
+
+    def task(self, *args: Any, **options: Any) -> Any:
+        """
+        Make a task, as Celery does; `requires=` and the other options of `OrchestraTask` are checked right here.
+
+        Raises:
+            ConfigurationError: an option makes no sense; it names task, option and what is allowed.
+
+        """
+        if any(name in options for name in DECLARABLE):
+            check_declaration(options.get("name") or "being declared", options)
+        return super().task(*args, **options)
+
+    def create_task_cls(self) -> type[OrchestraTask]:
+        """Mix our task class into whichever base the app has: Celery's, Django's, or the project's own."""
+        base: Any = self.task_cls  # a class, or the name of one
+        made: type[OrchestraTask] = self.subclass_with_self(
+            _mixed(symbol_by_name(base)), name="Task", attribute="_app", keep_reduce=True, abstract=True
+        )
+        return made
+
+    def _task_from_fun(  # type: ignore[override]  # celery-types spells out every option, and can't know ours
+        self,
+        fun: Callable[..., Any],
+        name: str | None = None,
+        base: type[CeleryTask[..., Any]] | None = None,
+        **options: Any,
+    ) -> Any:
+        return super()._task_from_fun(fun, name=name, base=None if base is None else _mixed(base), **options)
+
+    def register_task(self, task: Any, **options: Any) -> Any:
+        """Register a class-based task; one that isn't built on ours is put on top of it."""
+        made = task() if isinstance(task, type) else task
+        made.__class__ = _mixed(type(made))
+        return super().register_task(made, **options)
+
+    # ── sending ──
+
+    def send_task(
+        self,
+        name: str,
+        args: Any = None,
+        kwargs: Any = None,
+        *more: Any,
+        requires: Any = None,
+        urgency: Any = None,
+        **options: Any,
+    ) -> Any:  # Celery's signature
+        """
+        Send a task by its name; every way of sending passes here.
+
+        Raises:
+            ValidationError: the call doesn't fit what the task declares, by its code or the fleet's catalogue.
+            SubmissionError: Redis can't be reached; it names host and port.
+
+        """
+        call = Call(
+            task=name,
+            args=tuple(args or ()),
+            kwargs=kwargs or {},
+            requires=requires,
+            urgency=urgency,
+            priority=options.get("priority"),
+            queue=options.get("queue"),
+        )
+        with named_broker(name, self.broker_location):
+            declared = self.declared(name)
+            prepared = prepare(call, declared, self.limits, enforce=declared.enforced and not self._follows_up())
+            self._remark(name, prepared.remarks)
+            self._apply(prepared, options)
+            canonical_requires([args, kwargs, *(options.get(option) for option in _SIGNATURE_OPTIONS)])
+            return super().send_task(name, args, kwargs, *more, **options)
+
+    def _apply(self, prepared: Prepared, options: dict[str, Any]) -> None:
+        """Say what was prepared in Celery's words."""
+        if prepared.requires is not None:
+            options["queue"] = self.queue_names.name_for(prepared.requires)
+            options["headers"] = {**(options.get("headers") or {}), "requires": prepared.requires.text}
+        policy = options.get("retry_policy") or {}
+        options["retry_policy"] = {"errback": within(self.settings.connect_timeout_seconds), **policy}
+        inherits = self.conf.task_inherit_parent_priority and self.current_worker_task
+        if prepared.priority is not None and not inherits:
+            options["priority"] = prepared.priority
+
+    def declared(self, name: str) -> Declared:
+        """Return what a task says of itself: by its own code where this process has it, else by the catalogue."""
+        registered: Any = self
+        task = registered._tasks.get(name)  # noqa: SLF001  # `tasks` would finalize the app, as Celery's own look-up won't
+        if isinstance(task, OrchestraTask):
+            return task.declared
+        if task is not None or name.startswith("celery."):
+            return _NOTHING_DECLARED
+        return self.catalogue.find(name) or _NOTHING_DECLARED
+
+    def _follows_up(self) -> bool:
+        """
+        Tell whether Celery itself is sending what follows a task: the rest of a chain, a callback, a chord's body.
+
+        A mismatch there isn't the sender's error: the follower fails on its agent, where its errbacks see it.
+        """
+        task = self.current_worker_task
+        return task is not None and getattr(task.request, "performed", False)
+
+    def _remark(self, name: str, remarks: ValidationError | None) -> None:
+        if remarks is not None and name not in self._remarked:
+            self._remarked.add(name)
+            log.warning("arguments don't fit type hints", task=name, error=str(remarks))
+
+    @cached_property
+    def _remarked(self) -> set[str]:
+        return set()
+
+    def serves_by_requirement(self, queue: Any) -> bool:  # a queue or its name
+        """Tell whether a queue is one that requirements choose, rather than one that a project routes to itself."""
+        return self.queue_names.suffix(getattr(queue, "name", None) or str(queue)) is not None
+
+
+_NOTHING_DECLARED: Final = Declared()
+
+
+def _declared(entry: CatalogueEntry) -> Declared:
+    return Declared(
+        requires=None if entry.requires is None else Requirement.parse(entry.requires),
+        urgency=None if entry.urgency is None else Urgency.parse(entry.urgency),
+        arguments=None if entry.arguments is None else ArgumentSchema.from_catalogue(dict(entry.arguments)),
+        enforced=entry.enforced,
+    )
+
+
+def _mixed(base: type[CeleryTask[..., Any]]) -> type[OrchestraTask]:
+    """Return `base` with our task class underneath, so that its own methods come first and reach ours by super()."""
+    if issubclass(base, OrchestraTask):
+        return base
+    if base is CeleryTask:
+        return OrchestraTask
+    return type(str(base.__name__), (base, OrchestraTask), {"__module__": base.__module__, "abstract": True})
+
+
+@contextmanager
+def told_plainly() -> Iterator[None]:
+    """End a `celery` command with one line, where a wrong setting would make it show a trace."""
+    try:
+        yield
+    except (ConfigurationError, ValidationError) as error:
+        if click.get_current_context(silent=True) is None:
+            raise
+        raise click.UsageError(str(error)) from error
+
+
+def _refuse_pickle(conf: Any) -> None:
+    for setting in ("task_serializer", "result_serializer", "accept_content"):
+        named = conf[setting]
+        if "pickle" in ([named] if isinstance(named, str) else named or ()):
+            message = (
+                f"The setting {setting} names pickle, which runs code from whoever can write to Redis; Orchestra takes "
+                "JSON only. Remove the setting, and pass ids or JSON values to the tasks that relied on it."
+            )
+            raise ConfigurationError(message)
+
+
+def _capabilities_option() -> click.Option:
+    return click.Option(
+        ("--capabilities",),
+        envvar="ORCHESTRA_CAPABILITIES",
+        callback=_checked_capabilities,
+        help="What this agent can do, such as 'nlp,mem_gb=64'; it serves every queue whose requirement that satisfies.",
+    )
+
+
+def _checked_capabilities(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
+    """Refuse bad capability text before anything is started."""
+    try:
+        return None if value is None else str(CapabilitySet.parse(value))
+    except ValidationError as error:
+        raise click.BadParameter(str(error)) from error
