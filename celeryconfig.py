@@ -1,0 +1,21 @@
+"""
+What a deployment tunes.
+
+Addresses and secrets come from the environment (`ORCHESTRA_*`), which `orchestra.config` reads; what correctness rests
+on is set by `OrchestraCelery` itself.
+"""
+
+from orchestra.config import load_settings
+
+_settings = load_settings()
+
+broker_url = _settings.broker_url.get_secret_value()
+result_backend = (_settings.result_backend or _settings.broker_url).get_secret_value()
+result_expires = 3600  # seconds; whoever wants a result fetches it long before
+
+task_default_queue = "workers:general"  # named after the app, so that two apps on one Redis don't mix
+worker_prefetch_multiplier = 1  # tasks of seconds: what one agent holds back, another could have begun
+worker_send_task_events = True  # for Flower
+task_send_sent_event = True
+
+timezone = "UTC"

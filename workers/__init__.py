@@ -1,0 +1,8 @@
+"""The reference fleet: an app, and one agent a file."""
+
+from orchestra.app import OrchestraCelery
+
+__all__ = ["app"]
+
+app = OrchestraCelery("workers", include=["workers.io", "workers.text", "workers.compute", "workers.general"])
+app.config_from_object("celeryconfig")
