@@ -1,5 +1,6 @@
 """Agents: Celery workers that say what they can do, serve the queues that asks for it, and beat."""
 
+import json
 import os
 import socket
 from collections.abc import Iterable, Mapping
@@ -10,16 +11,17 @@ from typing import Any
 from uuid import uuid4
 
 from celery import bootsteps
-from celery.exceptions import WorkerShutdown
+from celery.exceptions import NotRegistered, WorkerShutdown
 from celery.platforms import EX_FAILURE
 from celery.worker import state as worker_state
 
 from orchestra.app import told_plainly
 from orchestra.capabilities import GENERAL, CapabilitySet, Requirement
-from orchestra.exceptions import AgentNameTakenError
+from orchestra.exceptions import AgentNameTakenError, BrokerUnavailableError
 from orchestra.logging_utils import get_logger
 from orchestra.membership import Membership, Profile, served_queues
 from orchestra.registry import AgentEntry, AgentRegistry, CatalogueEntry
+from orchestra.sweep import Buried, Sweep
 from orchestra.task import OrchestraTask
 
 __all__ = ["Agent", "AgentManager", "AgentStep", "CapabilityStep"]
@@ -143,12 +145,15 @@ class AgentStep(bootsteps.StartStopStep):
             patience_seconds=lost_after + settings.beat_seconds,
             doing=lambda: (_queues_of(consumer), len(worker_state.active_requests)),
             on_queues=lambda suffixes: consumer.call_soon(_serve, consumer, suffixes),
+            sweep=_sweep_of(consumer.app).run,
         )
         try:
             self._membership.start()
         except AgentNameTakenError as error:
             log.critical(str(error))
             raise WorkerShutdown(EX_FAILURE) from None
+        except BrokerUnavailableError as error:  # lost this very moment: Celery answers it by connecting anew
+            raise ConnectionError(str(error)) from error
         log.info("agent joined", agent=consumer.hostname, capabilities=str(consumer.controller.capabilities) or "-")
 
     def stop(self, _consumer: Any) -> None:
@@ -200,13 +205,37 @@ def _queues_of(consumer: Any) -> list[str]:
 
 
 def _serve(consumer: Any, suffixes: tuple[str, ...]) -> None:
-    """Subscribe to the queues that this agent satisfies, and leave those of handed-on tasks that are gone."""
+    """Subscribe to the queues that this agent satisfies, and leave those that are gone from the table."""
     if consumer.task_consumer is None:  # between two connections; the next registration brings the queues again
         return
     app, worker = consumer.app, consumer.controller
     if app.amqp.queues.selected and not str(worker.capabilities):
         return
-    wanted = served_queues(suffixes, worker.capabilities, app.tasks, app.queue_names)
-    for name in sorted(wanted - set(_queues_of(consumer))):
+    own = served_queues(needed_queues(app), worker.capabilities, app.tasks, app.queue_names)
+    wanted = own | served_queues(suffixes, worker.capabilities, app.tasks, app.queue_names)
+    served = set(_queues_of(consumer))
+    for name in sorted(wanted - served):
         app.amqp.queues[name]  # declares it without an exchange, before Celery would give it one
         consumer.add_task_queue(name)
+    gone = {name for name in served - wanted if name.startswith(f"{app.queue_names.fleet}:")}  # others aren't ours
+    if not app.amqp.queues.selected:
+        for name in sorted(gone - {app.queue_names.default}):
+            consumer.cancel_task_queue(name)
+
+
+def _sweep_of(app: Any) -> Sweep:
+    return Sweep(
+        app.registry,
+        app.queue_names,
+        steps=app.priority_steps,
+        unregistered_after_seconds=app.settings.unregistered_after_seconds,
+        on_buried=lambda buried: _fail(app, buried),
+    )
+
+
+def _fail(app: Any, buried: Buried) -> None:
+    """Tell whoever waits for them that tasks went to the dead letters."""
+    for raw in buried.messages:
+        task_id = json.loads(raw)["headers"]["id"]
+        log.error("task dead", task=buried.task, task_id=task_id, reason="unregistered")
+        app.backend.mark_as_failure(task_id, NotRegistered(buried.task))

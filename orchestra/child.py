@@ -119,12 +119,13 @@ class Child:
         """Wait for its end, by when the rest of its group is killed too; False when `timeout` seconds didn't do."""
         return self._process is None or self._ended.wait(timeout)
 
-    def terminate(self) -> None:
-        """Ask it to end: SIGTERM for the process itself, which sees to its own children."""
+    def terminate(self, request: signal.Signals = signal.SIGTERM) -> None:
+        """Ask the process itself to end by a signal; it sees to its own children."""
         with self._lock:
             self._called_off = True  # an interrupted start may not have come to its process yet: now it never will
             if self._process is not None and not self._ended.is_set():
-                self._process.terminate()
+                with suppress(ProcessLookupError):
+                    os.kill(self._process.pid, request)  # Popen's own way would fetch an ended child from its keeper
 
     def kill(self) -> None:
         """End the whole group with SIGKILL, and wait for the end of the process itself."""
@@ -146,8 +147,9 @@ def _wait_for_end(process: "subprocess.Popen[bytes]") -> None:
         process.wait()
         return
     # Left unreaped for a moment, so that the group's number can't have gone to a stranger when it is killed.
-    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-    _kill_group(process.pid)
+    with suppress(ChildProcessError):  # somebody else in this process waits for any child
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        _kill_group(process.pid)
 
 
 def _kill_group(leader: int) -> None:

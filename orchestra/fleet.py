@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from signal import SIGQUIT, SIGTERM, Signals
 from threading import Lock
 from types import TracebackType
 from typing import Final, Self
@@ -28,6 +29,7 @@ __all__ = ["AgentSpec", "Fleet"]
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _NUMBER: Final = re.compile(r"[0-9]{1,3}")
 _FORM: Final = "NAME, NAME:CAPABILITIES or NAME:CAPABILITIES:PROCESSES, such as text:nlp,mem_gb=64:2"
+_COLD_SECONDS: Final = 2.0
 _POLL_SECONDS: Final = 0.05
 
 
@@ -213,15 +215,26 @@ class Fleet:
         return [death for process in self._processes.values() if (death := process.tend()) is not None]
 
     def stop(self, timeout: float = 10.0) -> None:
-        """Ask every process to finish, wait up to `timeout` seconds for all of them, and kill the rest."""
-        deadline = time.monotonic() + timeout
+        """
+        Ask every process to finish what it runs, and wait up to `timeout` seconds for all of them.
+
+        Then, or when the wait is interrupted, ask for what Celery calls a cold shutdown, which gives tasks back rather
+        than finishing them. Who is still there two seconds later is killed.
+        """
         try:
-            for process in self._processes.values():
-                process.terminate()
-            for process in self._processes.values():
-                process.wait(max(0.0, deadline - time.monotonic()))
+            self._ask(SIGTERM, timeout)
         finally:  # an impatient second Ctrl-C lands here
-            self._kill()
+            try:
+                self._ask(SIGQUIT, _COLD_SECONDS)
+            finally:  # and a third one here
+                self._kill()
+
+    def _ask(self, request: Signals, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        for process in self._processes.values():
+            process.terminate(request)
+        for process in self._processes.values():
+            process.wait(max(0.0, deadline - time.monotonic()))
 
     def _kill(self) -> None:
         self._running = False

@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import count
 from threading import Event, Thread
 from time import monotonic
-from typing import Any
+from typing import Any, Final
 
 from orchestra.capabilities import CapabilitySet
 from orchestra.exceptions import AgentNameTakenError, AgentOrchestraException, BrokerUnavailableError, ValidationError
@@ -13,6 +14,8 @@ from orchestra.queues import CapabilityQueue, QueueNames
 from orchestra.registry import AgentRegistry, CatalogueEntry
 
 __all__ = ["Membership", "Profile", "served_queues"]
+
+SWEEP_EVERY_BEATS: Final = 10
 
 log = get_logger(__name__)
 
@@ -62,6 +65,7 @@ class Membership:
         patience_seconds: float,
         doing: Callable[[], tuple[list[str], int]],  # the names of the queues served now, and the tasks running
         on_queues: Callable[[tuple[str, ...]], None],
+        sweep: Callable[[], None] = lambda: None,  # called every so many beats
     ) -> None:
         self._registry = registry
         self._profile = profile
@@ -69,6 +73,7 @@ class Membership:
         self._patience_seconds = patience_seconds
         self._doing = doing
         self._on_queues = on_queues
+        self._sweep = sweep
         self._version = ""  # of the table of queues; empty until the first beat has brought it
         self._away = False
         self._stopping = Event()
@@ -106,9 +111,13 @@ class Membership:
             log.info("agent not retired", agent=self._profile.name, error=str(error))
 
     def _run(self) -> None:
-        while not self._stopping.wait(self._every_seconds):
+        for beats in count(1):
+            if self._stopping.wait(self._every_seconds):
+                return
             try:
                 self.beat()
+                if beats % SWEEP_EVERY_BEATS == 0:
+                    self._sweep()
             except BrokerUnavailableError as error:
                 if not self._away:
                     log.warning("registry unreachable", agent=self._profile.name, error=str(error))
@@ -118,18 +127,23 @@ class Membership:
 
     def beat(self) -> None:
         """Say that the agent lives; register again where the registry has forgotten it."""
+        if not self._say():
+            self._version = ""
+            self._register()
+            self._say()  # at once: the registry needs what it serves, and the agent the queues
+
+    def _say(self) -> bool:
+        """Beat once; return whether the registry knows the agent."""
         queues, running = self._doing()
         answer = self._registry.beat(
             self._profile.name, self._profile.instance, version=self._version, queues=queues, running=running
         )
         self._back()
-        if not answer.known:
-            self._version = ""
-            self._register()
-            return
-        self._version = answer.version
+        if answer.known:
+            self._version = answer.version
         if answer.queues is not None:
             self._on_queues(answer.queues)
+        return answer.known
 
     def _back(self) -> None:
         if self._away:

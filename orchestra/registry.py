@@ -149,6 +149,23 @@ class AgentRegistry:
         reply = self._store.command("ZRANGE", self._store.keys.queues, 0, -1, "WITHSCORES")
         return {text_of(suffix): datetime.fromtimestamp(float(score), UTC) for suffix, score in pairs_of(reply)}
 
+    def registered(self) -> tuple[float, dict[str, float]]:
+        """Return Redis's time, and of each capability queue (by suffix) the time of its registration; both in s."""
+        (seconds, micros), reply = self._store.pipeline(
+            [("TIME",), ("ZRANGE", self._store.keys.queues, 0, -1, "WITHSCORES")]
+        )
+        return int(seconds) + int(micros) / 1e6, {text_of(suffix): float(score) for suffix, score in pairs_of(reply)}
+
+    def prune(self, suffix: str, name: str, *, steps: Sequence[str], registered_before: float) -> bool:
+        """Forget a queue if it is empty, nothing is unacknowledged, and it wasn't registered since; tell whether."""
+        keys = self._store.keys
+        lists = [f"{self._prefix_queues}{name}{step}" for step in steps]
+        unacked = f"{self._prefix_queues}unacked"
+        pruned = self._store.run(
+            "prune", [keys.queues, keys.queues_version, unacked, *lists], [suffix, registered_before]
+        )
+        return bool(pruned)
+
     def depths(self, names: Sequence[str], *, steps: Sequence[str]) -> list[int]:
         """Return how many messages wait in each queue, all priorities together; `steps` ends the lists' names."""
         lists = [("LLEN", f"{self._prefix_queues}{name}{step}") for name in names for step in steps]

@@ -113,8 +113,9 @@ def advance_arguments(
 
 
 def _clean(note: str) -> str:
-    """Shorten a note and take out what parts the fields and lines of a history."""
-    return note[:_NOTE_LENGTH].replace(_FIELD, " ").replace(_LINE, " ")
+    """Shorten a note, and take out what parts the fields and lines of a history and what UTF-8 can't hold."""
+    text = note[:_NOTE_LENGTH].replace(_FIELD, " ").replace(_LINE, " ")
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _entry(line: str) -> HistoryEntry:

@@ -118,11 +118,11 @@ def canonical_requires(value: Any) -> None:  # whatever a caller passes along
     if isinstance(value, (list, tuple)):
         for item in value:
             canonical_requires(item)
-    elif isinstance(value, dict) and "subtask_type" in value:
-        options = value.get("options") or {}
-        if options.get("requires") is not None:
+    elif isinstance(value, dict):
+        options = value.get("options") if "subtask_type" in value else None
+        if isinstance(options, dict) and options.get("requires") is not None:
             options["requires"] = Requirement.parse(options["requires"]).text
-        for part in (*(value.get("kwargs") or {}).values(), *options.values(), value.get("args")):
+        for part in value.values():
             canonical_requires(part)
 
 

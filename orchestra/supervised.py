@@ -81,8 +81,9 @@ class Supervised:
             death_signal=SIGTERM,
         )
         self._child.start()
-        self._reader = Thread(target=self._read, args=(self._child.output,), name=f"reader of {self.name}", daemon=True)
-        self._reader.start()
+        if (output := self._child.output) is not None:  # None when a stop overtook the start
+            self._reader = Thread(target=self._read, args=(output,), name=f"reader of {self.name}", daemon=True)
+            self._reader.start()
 
     def _read(self, output: IO[bytes]) -> None:
         with output:
@@ -132,10 +133,10 @@ class Supervised:
         lived_seconds = time.monotonic() - self._started_at
         return 1 if lived_seconds > _STEADY_SECONDS else self._deaths + 1
 
-    def terminate(self) -> None:
+    def terminate(self, request: Signals = SIGTERM) -> None:
         """Ask the process to end."""
         if self._child is not None:
-            self._child.terminate()
+            self._child.terminate(request)
 
     def wait(self, timeout: float) -> bool:
         """Wait for the end of the process; False when it still runs after `timeout` seconds."""

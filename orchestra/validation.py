@@ -118,9 +118,15 @@ def check_payload(
 
     """
     look = _Look(max_bytes, max_depth, default or _refuse_default)
-    for place, value in enumerate(args):
-        look.at(value, (f"args[{place}]",))
-    look.mapping(kwargs, ())
+    try:
+        look.items(args)
+        look.mapping(kwargs)
+    except _UnfitError as exc:
+        path = exc.path[::-1] or ["kwargs"]
+        place = f"args[{path[0]}]" if isinstance(path[0], int) else path[0]
+        raise _unfit(
+            place + "".join(f".{one}" if isinstance(one, str) else f"[{one}]" for one in path[1:]), exc
+        ) from None
     size = _size(args, kwargs, look.default)
     if size > max_bytes:
         raise _too_large(f"{size:,}", max_bytes)
@@ -131,74 +137,86 @@ def _refuse_default(value: Any) -> Any:  # whatever JSON doesn't know
     raise TypeError(type(value).__name__)
 
 
+class _UnfitError(Exception):
+    """Something that can't be sent; each level on the way up adds where it stands, innermost first."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(problem)
+        self.path: list[str | int] = []
+
+
 @dataclass(slots=True)
 class _Look:
-    """One walk through a payload; `path` is where it is, and `holders` the containers on the way there."""
+    """One walk through a payload; `holders` are the lists and objects around the place where it is."""
 
     max_bytes: int
     max_depth: int
     default: Callable[[Any], Any]
-    seen: int = 0  # values so far: each takes a byte at least, which bounds the walk when parts are shared
+    least_bytes: int = 0  # what the values so far take; it bounds the walk where parts are shared
     holders: list[int] = field(default_factory=list)
 
-    def at(self, value: Any, path: tuple[object, ...]) -> None:  # any value of a payload
-        kind = type(value)
-        if kind in _PLAIN:
-            return
+    def items(self, values: Sequence[Any]) -> None:
+        self.count(len(values))
+        for place, value in enumerate(values):
+            if type(value) not in _PLAIN:
+                self.inside(value, place)
+
+    def mapping(self, values: Mapping[Any, Any]) -> None:
+        self.count(len(values))
+        for key, value in values.items():
+            if not isinstance(key, str):
+                raise _UnfitError(f"has the key {shorten(repr(key), 60)}; JSON's keys are texts")
+            if type(value) not in _PLAIN:
+                self.inside(value, key)
+
+    def inside(self, value: Any, place: str | int) -> None:
+        try:
+            self.at(value)
+        except _UnfitError as exc:
+            exc.path.append(place)
+            raise
+
+    def at(self, value: Any) -> None:
         if isinstance(value, float):
             if not math.isfinite(value):
-                raise _unfit(path, f"{value} is no JSON number")
+                raise _UnfitError(f"is {value}, which is no JSON number")
         elif isinstance(value, dict):
-            self.enter(value, path, self.mapping)
+            self.enter(value, self.mapping)
         elif isinstance(value, (list, tuple)):
-            self.enter(value, path, self.items)
+            self.enter(value, self.items)
         elif isinstance(value, BaseModel):
-            self.at(_dumped(value, path), path)
+            self.enter(_dumped(value), self.mapping)
         elif not isinstance(value, (str, int, *_MARKED)):
-            self.foreign(value, path)
+            self.foreign(value)
 
-    def enter(self, value: Any, path: tuple[object, ...], walk: Callable[[Any, tuple[object, ...]], None]) -> None:
+    def enter(self, value: Any, walk: Callable[[Any], None]) -> None:
         if id(value) in self.holders:
-            raise _unfit(path, "contains itself")
+            raise _UnfitError("contains itself")
         if len(self.holders) >= self.max_depth:
-            raise _unfit(path[: self.max_depth], f"is nested too deep: {self.max_depth} levels are allowed")
+            raise _UnfitError(f"is nested too deep: {self.max_depth} levels are allowed")
         self.holders.append(id(value))
-        walk(value, path)
+        walk(value)
         self.holders.pop()
 
-    def count(self, more: int) -> None:
-        self.seen += more
-        if self.seen > self.max_bytes:
+    def count(self, values: int) -> None:
+        self.least_bytes += 2 * values  # brackets and separators; every value lies between two of them
+        if self.least_bytes > self.max_bytes:
             raise _too_large(f"more than {self.max_bytes:,}", self.max_bytes)
 
-    def items(self, value: Sequence[Any], path: tuple[object, ...]) -> None:
-        self.count(len(value))
-        for place, item in enumerate(value):
-            if type(item) not in _PLAIN:
-                self.at(item, (*path, place))
-
-    def mapping(self, value: Mapping[Any, Any], path: tuple[object, ...]) -> None:
-        self.count(len(value))
-        for key, item in value.items():
-            if not isinstance(key, str):
-                raise _unfit(path or ("kwargs",), f"has the key {shorten(repr(key), 60)}; JSON's keys are texts")
-            if type(item) not in _PLAIN:
-                self.at(item, (*path, key))
-
-    def foreign(self, value: Any, path: tuple[object, ...]) -> None:  # what JSON doesn't know
+    def foreign(self, value: Any) -> None:
         if callable(getattr(value, "__json__", None)):
             return
         try:
             self.default(value)
         except TypeError:
             hint = "; send a list" if isinstance(value, (set, frozenset)) else ""
-            raise _unfit(path, f"is of type {type(value).__name__}, which JSON can't hold{hint}") from None
+            raise _UnfitError(f"is of type {type(value).__name__}, which JSON can't hold{hint}") from None
 
 
 def _size(args: Sequence[Any], kwargs: Mapping[str, Any], default: Callable[[Any], Any]) -> int:
     def form(value: Any) -> Any:  # json's own signature
         if isinstance(value, BaseModel):
-            return _dumped(value, ("the payload",))
+            return _dumped(value)
         if callable(reduce := getattr(value, "__json__", None)):
             return reduce()
         if isinstance(value, _MARKED):
@@ -212,11 +230,11 @@ def _size(args: Sequence[Any], kwargs: Mapping[str, Any], default: Callable[[Any
         raise PayloadError(message) from exc
 
 
-def _dumped(model: BaseModel, path: tuple[object, ...]) -> dict[str, Any]:
+def _dumped(model: BaseModel) -> dict[str, Any]:
     try:
         return model.model_dump(mode="json", by_alias=True, round_trip=True)
     except ValueError as exc:
-        raise _unfit(path, f"has no JSON form: {shorten(str(exc), 120)}") from exc
+        raise _UnfitError(f"has no JSON form: {shorten(str(exc), 120)}") from exc
 
 
 def _marked(value: object) -> str:
@@ -233,10 +251,9 @@ def _is_utf8(value: bytes) -> bool:
     return True
 
 
-def _unfit(path: tuple[object, ...], problem: str) -> PayloadError:
-    place = str(path[0]) + "".join(f".{part}" if isinstance(part, str) else f"[{part}]" for part in path[1:])
+def _unfit(place: str, problem: Exception) -> PayloadError:
     place = shorten(place, 200)
-    return PayloadError(f"the payload can't be sent: {place} {problem}", errors=[FieldError(place, problem, "")])
+    return PayloadError(f"the payload can't be sent: {place} {problem}", errors=[FieldError(place, str(problem), "")])
 
 
 def _too_large(size: str, max_bytes: int) -> PayloadError:

@@ -26,6 +26,17 @@ local function open_record(key, now, name, queue, attempt, ttl_ms, note)
   redis.call('PEXPIRE', key, ttl_ms)
 end
 
+-- Say why a task is to be tried again, which its agent tells after it has published the retry.
+local function explain_retry(key, note)
+  local past = redis.call('HGET', key, 'history')
+  local parting = string.sub(past, -1) == '\31' and '' or '; '
+  redis.call('HSET', key, 'error', note, 'history', past .. parting .. note)
+end
+
+local MOMENTS = {
+  submitted = 'submitted', running = 'started', succeeded = 'finished', failed = 'finished', cancelled = 'finished',
+}
+
 -- Compare and set. Returns 1 and the new state, or 0 and the state that stands.
 -- `from` lists the states that may be left, '-' standing for an unknown task; an older attempt changes nothing, and
 -- attempt 0 stands for the one that is under way.
@@ -35,18 +46,18 @@ local function advance_record(key, now, to, from, agent, attempt, note, ttl_ms, 
   if not string.find(from, ' ' .. state .. ' ', 1, true) then return {0, state} end
   if tonumber(attempt) == 0 then attempt = got[2] or 1 end
   if got[2] and tonumber(attempt) < tonumber(got[2]) then
-    if to == 'retrying' then redis.call('HSET', key, 'error', note) end -- why: told after the retry was published
+    if to == 'retrying' and state == 'retrying' and attempt + 1 == tonumber(got[2]) then explain_retry(key, note) end
     return {0, state}
   end
   redis.call('HSET', key, 'state', to, 'attempt', attempt)
   if name ~= '' and not got[1] then redis.call('HSET', key, 'name', name) end
   if agent ~= '' then redis.call('HSET', key, 'agent', agent) end
-  if to == 'running' then
-    redis.call('HSET', key, 'started', now)
-  elseif to ~= 'retrying' then
-    redis.call('HSET', key, 'finished', now)
+  if MOMENTS[to] then redis.call('HSET', key, MOMENTS[to], now) end
+  if to == 'failed' or to == 'retrying' then
+    redis.call('HSET', key, 'error', note)
+  else
+    redis.call('HDEL', key, 'error')
   end
-  if to == 'failed' or to == 'retrying' then redis.call('HSET', key, 'error', note) end
   note_down(key, now, to, agent, attempt, note)
   redis.call('PEXPIRE', key, ttl_ms)
   return {1, to}

@@ -17,6 +17,7 @@ redis.call('DEL', KEYS[2])
 redis.call('HSET', KEYS[2], 'instance', ARGV[2], 'started', stamp, unpack(ARGV, at, last))
 redis.call('EXPIRE', KEYS[2], ARGV[4])
 redis.call('ZADD', KEYS[1], stamp, ARGV[1])
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - tonumber(ARGV[4])) -- agents whose hash has expired
 at = last + 2
 last = last + 1 + 2 * tonumber(ARGV[last + 1])
 for i = at, last, 2 do redis.call('HSET', KEYS[3], ARGV[i], ARGV[i + 1]) end

@@ -5,8 +5,9 @@ from collections import Counter
 from itertools import chain
 
 import pytest
+from celery.exceptions import NotRegistered
 
-from orchestra import Orchestra, OrchestraCelery
+from orchestra import Orchestra, OrchestraCelery, TaskState
 from orchestra.capabilities import CapabilitySet, Requirement
 from tests.integration.agents import Agents, wait_until
 
@@ -179,3 +180,20 @@ def test_a_rolling_deploy_loses_nothing(fleet: Agents, sender: OrchestraCelery) 
 
     assert {new.process.pid} == {result.get(timeout=20) for result in unknown}
     assert old.process.poll() is None
+
+
+def test_a_task_that_nobody_knows_becomes_a_dead_letter(fleet: Agents, sender: OrchestraCelery) -> None:
+    """After a bound, a task that no live agent knows fails with its reason, and its message is kept."""
+    fleet.write_app(APP)
+    fleet.start(
+        "--capabilities", "gpu", name="old", KNOWS="t0",
+        ORCHESTRA_UNREGISTERED_AFTER_SECONDS="1", ORCHESTRA_BEAT_SECONDS="0.2",
+    )  # fmt: skip
+    result = sender.send_task("gone", kwargs={"number": 1}, requires="gpu")
+
+    with pytest.raises(NotRegistered):
+        result.get(timeout=30)
+
+    assert TaskState.FAILED is Orchestra(sender).handle(result.id).state
+    assert 1 == sender.store.command("LLEN", sender.store.keys.dead)
+    wait_until(lambda: ["celery", "fleet:gpu"] == [queue.name for queue in Orchestra(sender).queues()])
