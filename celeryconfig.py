@@ -13,7 +13,8 @@ broker_url = _settings.broker_url.get_secret_value()
 result_backend = (_settings.result_backend or _settings.broker_url).get_secret_value()
 result_expires = 3600  # seconds; whoever wants a result fetches it long before
 
-task_default_queue = "workers:general"  # named after the app, so that two apps on one Redis don't mix
+# Named after the fleet, so that two on one Redis don't mix.
+task_default_queue = f"{_settings.namespace or 'workers'}:general"
 worker_prefetch_multiplier = 1  # tasks of seconds: what one agent holds back, another could have begun
 worker_send_task_events = True  # for Flower
 task_send_sent_event = True

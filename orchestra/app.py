@@ -129,7 +129,7 @@ class OrchestraCelery(Celery):
     def _load_config(self) -> Any:
         """Configure the app as Celery does, and set what must hold; a signal's receiver couldn't refuse anything."""
         configured: Any = super()
-        conf = configured._load_config()
+        conf = configured._load_config()  # noqa: SLF001  # the one place where a setting can be refused
         with told_plainly():
             self._apply_invariants(conf)
         return conf
@@ -262,25 +262,26 @@ class OrchestraCelery(Celery):
             declared = self.declared(name)
             prepared = prepare(call, declared, self.limits, enforce=declared.enforced and not self._follows_up())
             self._remark(name, prepared.remarks)
-            self._apply(prepared, options)
+            self._apply(prepared, options, inherits=urgency is None and declared.urgency is None)
             canonical_requires([args, kwargs, *(options.get(option) for option in _SIGNATURE_OPTIONS)])
             return super().send_task(name, args, kwargs, *more, **options)
 
-    def _apply(self, prepared: Prepared, options: dict[str, Any]) -> None:
-        """Say what was prepared in Celery's words."""
+    def _apply(self, prepared: Prepared, options: dict[str, Any], *, inherits: bool) -> None:
+        """Say what was prepared in Celery's words; `inherits` where a parent's priority may come before ours."""
         if prepared.requires is not None:
             options["queue"] = self.queue_names.name_for(prepared.requires)
             options["headers"] = {**(options.get("headers") or {}), "requires": prepared.requires.text}
         policy = options.get("retry_policy") or {}
         options["retry_policy"] = {"errback": within(self.settings.connect_timeout_seconds), **policy}
-        inherits = self.conf.task_inherit_parent_priority and self.current_worker_task
+        inherits = inherits and self.conf.task_inherit_parent_priority and self.current_worker_task is not None
         if prepared.priority is not None and not inherits:
             options["priority"] = prepared.priority
 
     def declared(self, name: str) -> Declared:
         """Return what a task says of itself: by its own code where this process has it, else by the catalogue."""
-        registered: Any = self
-        task = registered._tasks.get(name)  # noqa: SLF001  # `tasks` would finalize the app, as Celery's own look-up won't
+        own: Any = self  # celery-types leaves some of Celery's attributes out
+        tasks = own.tasks if own.finalized or own.autofinalize else own._tasks  # noqa: SLF001  # `tasks` would raise
+        task = tasks.get(name)
         if isinstance(task, OrchestraTask):
             return task.declared
         if task is not None or name.startswith("celery."):

@@ -9,7 +9,7 @@ from typing import Any, Final
 from uuid import UUID
 
 import pydantic
-from pydantic import Secret, SecretBytes, SecretStr, TypeAdapter
+from pydantic import TypeAdapter
 from pydantic_core import PydanticOmit, from_json, to_json
 
 from orchestra.catalogue_schema import CatalogueSchema
@@ -204,14 +204,15 @@ def _hint(annotation: Any, *, optional: bool) -> _Hint | None:  # a hint is any 
 
 
 def _holds_secret(schema: object) -> bool:
-    """Whether a secret type of pydantic's is anywhere in a core schema."""
+    """Whether a secret type of pydantic's is anywhere in a core schema; its own functions serialize them all."""
     match schema:
         case Mapping():
             return any(_holds_secret(part) for part in schema.values())
         case list() | tuple():
             return any(_holds_secret(part) for part in schema)
         case _:
-            return isinstance(schema, type) and issubclass(schema, (Secret, SecretStr, SecretBytes))
+            name = getattr(schema, "__qualname__", "") if getattr(schema, "__module__", "") == "pydantic.types" else ""
+            return "secret" in name.lower()
 
 
 def _json_schema(adapter: TypeAdapter[Any]) -> dict[str, Any] | None:

@@ -109,16 +109,19 @@ def _typed_dict(hint: Any) -> Any:  # a class that typing makes
     made = _TYPED_DICTS.get(hint)
     if made is not None:
         return made
-    kept = typing.get_type_hints(hint)
+    kept = typing_extensions.get_type_hints(hint, include_extras=True)
     _TYPED_DICTS[hint] = Any  # where it holds itself; inner levels then go unchecked
-    fields = {
-        name: (typing_extensions.Required if name in hint.__required_keys__ else typing_extensions.NotRequired)[
-            checkable(inner)
-        ]
-        for name, inner in kept.items()
-    }
+    fields = {name: _field(inner, required=name in hint.__required_keys__) for name, inner in kept.items()}
     _TYPED_DICTS[hint] = made = typing_extensions.TypedDict(hint.__name__, fields)  # type: ignore[operator]  # as above
     return made
+
+
+def _field(hint: Any, *, required: bool) -> Any:
+    """Return the hint of one key, marked; its own mark wins, since the class can't see one in a hint that is a text."""
+    origin = get_origin(hint)
+    if origin in _WRAPPERS:
+        return origin[checkable(get_args(hint)[0])]
+    return (typing_extensions.Required if required else typing_extensions.NotRequired)[checkable(hint)]
 
 
 _TYPED_DICTS: Final[dict[Any, Any]] = {}

@@ -97,9 +97,12 @@ class Orchestra:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Return the app's pooled connections, which are made anew when they are needed."""
+        """Disconnect the app's idle connections, which connect anew when they are needed; those in use go on."""
         pool: Any = self.app.pool
-        pool.force_close_all()
+        idle = pool._resource  # noqa: SLF001  # kombu's queue of them; closing the pool would end it for the whole app
+        with idle.mutex:
+            for connection in idle.queue:
+                pool.collect_resource(connection)
 
     def submit(
         self,

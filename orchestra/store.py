@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from redis import Redis
 from redis.exceptions import AuthenticationError, NoScriptError, RedisError
@@ -18,6 +18,7 @@ from orchestra.exceptions import AgentOrchestraException, BrokerUnavailableError
 __all__ = ["Keys", "Script", "Store", "load_script", "mapped_errors", "pairs_of", "text_of", "texts_of"]
 
 Argument: TypeAlias = str | bytes | int | float
+Reply = TypeVar("Reply")
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,31 +143,39 @@ class Store:
 
     def run(self, script: str, keys: Sequence[str], args: Sequence[Argument] = ()) -> Any:  # what the script returns
         """Run a script of ours."""
-        with self._errors():
-            return load_script(script).run(self._connect(), keys, args)
+        return self._attempt(lambda client: load_script(script).run(client, keys, args))
 
     def command(self, *words: Argument) -> Any:  # what the command returns
         """Send one command."""
-        with self._errors():
-            client: Any = self._connect()  # redis-py leaves the method untyped
-            return client.execute_command(*words)
+        return self._attempt(lambda client: client.execute_command(*words))
 
     def pipeline(self, commands: Sequence[Sequence[Argument]]) -> list[Any]:
         """Send several commands in one round trip, without a transaction."""
-        with self._errors(), self._connect().pipeline(transaction=False) as pipe:
-            untyped: Any = pipe  # as above
-            for words in commands:
-                untyped.execute_command(*words)
-            return pipe.execute()
 
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
+        def send(client: Any) -> list[Any]:
+            with client.pipeline(transaction=False) as pipe:
+                for words in commands:
+                    pipe.execute_command(*words)
+                replies: list[Any] = pipe.execute()
+                return replies
+
+        return self._attempt(send)
+
+    def _attempt(self, act: Callable[[Any], Reply]) -> Reply:
+        """
+        Act on the server, a second time if the first one found a connection that the server had dropped.
+
+        Every script of ours may run twice. A server that doesn't answer in time isn't asked again.
+        """
         try:
             with mapped_errors(self.location):
-                yield
-        except BrokerUnavailableError:
+                return act(self._connect())
+        except BrokerUnavailableError as error:
             self._forget()
-            raise
+            if isinstance(error.__cause__, RedisTimeoutError):
+                raise
+        with mapped_errors(self.location):
+            return act(self._connect())
 
 
 def text_of(value: object) -> str:

@@ -1,13 +1,14 @@
 """The sender's half of a task's walk: validate and route a call, before Redis is touched."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
+from enum import Enum
 from typing import Any, Protocol
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Secret, SecretBytes, SecretStr
 
 from orchestra.capabilities import Requirement
-from orchestra.exceptions import ValidationError
+from orchestra.exceptions import PayloadError, ValidationError
 from orchestra.types import Urgency
 from orchestra.validation import check_payload
 
@@ -92,7 +93,8 @@ def _priority(call: Call, declared: Declared) -> int | None:
         raise ValidationError(message)
     if call.priority is not None:
         return None
-    return Urgency.parse(call.urgency or declared.urgency or Urgency.NORMAL).priority
+    urgency = declared.urgency if call.urgency is None else call.urgency
+    return Urgency.parse(Urgency.NORMAL if urgency is None else urgency).priority
 
 
 def _checked(call: Call, declared: Declared, limits: Limits, *, enforce: bool) -> ValidationError | None:
@@ -126,12 +128,38 @@ def canonical_requires(value: Any) -> None:  # whatever a caller passes along
             canonical_requires(part)
 
 
-def plain(value: Any) -> Any:  # any argument of a task
-    """Return `value` with pydantic models in their JSON form, as they travel; other values as they are."""
+def plain(value: Any) -> Any:
+    """
+    Return `value` in the form in which it travels: models, dataclasses, enums and sets as JSON has them.
+
+    What kombu's JSON marks by itself, such as a datetime, stays as it is.
+
+    Raises:
+        PayloadError: a model holds a secret, which pydantic would send as asterisks.
+
+    """
     if isinstance(value, BaseModel):
-        return value.model_dump(mode="json")
+        _refuse_secrets(value)
+        return value.model_dump(mode="json", by_alias=True, round_trip=True)
+    if isinstance(value, Enum):
+        return value.value
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(plain(item) for item in value)
+    if type(value) in (list, tuple, set, frozenset):
+        items = [plain(item) for item in value]
+        return tuple(items) if type(value) is tuple else items
     return value
+
+
+def _refuse_secrets(model: BaseModel) -> None:
+    for name, value in model:
+        if isinstance(value, Secret | SecretStr | SecretBytes):
+            message = (
+                f"{type(model).__name__}.{name} is a secret, and a task's message is no place for one: "
+                "send a reference to it, and read it on the agent."
+            )
+            raise PayloadError(message)
+        if isinstance(value, BaseModel):
+            _refuse_secrets(value)

@@ -11,7 +11,7 @@ from celery.result import AsyncResult, EagerResult
 
 from orchestra.arguments import ArgumentSchema
 from orchestra.capabilities import Requirement
-from orchestra.exceptions import Backoff, BrokerUnavailableError, ConfigurationError, ValidationError
+from orchestra.exceptions import AgentOrchestraException, Backoff, ConfigurationError, ValidationError
 from orchestra.execution import Dead, Outcome, Retry, RetryPolicy, Succeeded, run
 from orchestra.logging_utils import get_logger
 from orchestra.submission import Call, Declared, plain, prepare
@@ -197,7 +197,7 @@ class OrchestraTask(Task[..., Any]):
                 attempt=request.retries + 1,
                 name=self.name,
             )
-        except BrokerUnavailableError as error:  # bookkeeping doesn't stop work
+        except AgentOrchestraException as error:  # bookkeeping doesn't stop work
             log.warning("task state not recorded", task_id=request.id, error=str(error))
             return
         if standing is TaskState.CANCELLED:
@@ -206,14 +206,14 @@ class OrchestraTask(Task[..., Any]):
 
     def _perform(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # the task's own types
         if self.enforced:
-            self.arguments.check(self.name, args, kwargs)
+            self.arguments.check(self.name, args, kwargs, verdict="can't run")
             args, kwargs = self.arguments.revive(args, kwargs)
         return self.run(*args, **kwargs)
 
     def _settled(self, outcome: Outcome) -> Any:  # the task's own types
         match outcome:
             case Succeeded(value):
-                return plain(value)
+                return plain(value) if self.enforced else value
             case Retry(error, delay_seconds):
                 raise self._sent_again(error, delay_seconds)
             case Dead(error):

@@ -117,13 +117,19 @@ class _FleetChannel:
             super()._put(queue, message, **kwargs)  # type: ignore[misc]  # kombu's channel, by method resolution
             return
         keys, args = self._publish_arguments(queue, message, headers)
-        batch = kwargs.get("_publish_batch")
+        batch, channel = kwargs.get("_publish_batch"), _kombu(self)
         if batch is None:
             load_script("publish").run(self.script_client, keys, args)
         else:
             batch.add("eval", load_script("publish").source, len(keys), *keys, *args)
-        if queue in _kombu(self)._expires:
-            _kombu(self)._maybe_update_queues_expire(self.script_client, queue)
+        if queue not in channel._expires:
+            return
+        if batch is None:
+            with channel.conn_or_acquire() as client:
+                channel._maybe_update_queues_expire(client, queue)
+            return
+        for step in channel.priority_steps:
+            batch.add("pexpire", channel._q_for_pri(queue, step), channel._expires[queue])
 
     def _publish_arguments(
         self, queue: str, message: dict[str, Any], headers: Mapping[str, Any]

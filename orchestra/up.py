@@ -146,7 +146,8 @@ class _Up:
         }
         fleet.add("flower", command, ready_line="Connected to", environment=environment)
         source = "password from ORCHESTRA_FLOWER_PASSWORD" if given else f"password {password} (for this run)"
-        self._say("flower", f"http://{_LOOPBACK}:{port}  user {settings.flower_user}, {source}")
+        self._say("flower", f"http://{_LOOPBACK}:{port}")
+        self._say("", f"user {settings.flower_user}, {source}")
 
     def _tend(self, fleet: Fleet) -> NoReturn:
         while True:

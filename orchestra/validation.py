@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any, Final
 from uuid import UUID
 
@@ -214,7 +215,16 @@ class _Look:
 
 
 def _size(args: Sequence[Any], kwargs: Mapping[str, Any], default: Callable[[Any], Any]) -> int:
-    def form(value: Any) -> Any:  # json's own signature
+    try:
+        return len(_encoder(default).encode([list(args), dict(kwargs)]))  # ASCII: a byte a character
+    except (ValueError, TypeError, RecursionError) as exc:
+        message = f"the payload can't be written as JSON: {shorten(str(exc), 120)}"
+        raise PayloadError(message) from exc
+
+
+@lru_cache(maxsize=8)
+def _encoder(default: Callable[[Any], Any]) -> json.JSONEncoder:
+    def form(value: Any) -> Any:
         if isinstance(value, BaseModel):
             return _dumped(value)
         if callable(reduce := getattr(value, "__json__", None)):
@@ -223,11 +233,7 @@ def _size(args: Sequence[Any], kwargs: Mapping[str, Any], default: Callable[[Any
             return {"__type__": type(value).__name__, "__value__": _marked(value)}
         return default(value)
 
-    try:
-        return len(json.dumps([list(args), dict(kwargs)], default=form, allow_nan=False))  # ASCII: a byte a character
-    except (ValueError, TypeError, RecursionError) as exc:
-        message = f"the payload can't be written as JSON: {shorten(str(exc), 120)}"
-        raise PayloadError(message) from exc
+    return json.JSONEncoder(default=form, allow_nan=False, check_circular=False)  # the walk before has found cycles
 
 
 def _dumped(model: BaseModel) -> dict[str, Any]:

@@ -38,7 +38,8 @@ class TestLoadSettings:
     def test_the_nearest_source_wins(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         """An override wins over the environment, which wins over `.env`, which wins over the default."""
         (tmp_path / ".env").write_text(
-            "ORCHESTRA_NAMESPACE=file\nORCHESTRA_KEY_PREFIX=file\nORCHESTRA_LOG_FORMAT=json\nOTHER=1\n", encoding="utf-8"
+            "ORCHESTRA_NAMESPACE=file\nORCHESTRA_KEY_PREFIX=file\nORCHESTRA_LOG_FORMAT=json\nOTHER=1\n",
+            encoding="utf-8",
         )
         monkeypatch.setenv("ORCHESTRA_NAMESPACE", "environment")
         monkeypatch.setenv("ORCHESTRA_KEY_PREFIX", "environment")
@@ -80,9 +81,7 @@ class TestLoadSettings:
             ("BROKER_URL", "localhost:6379", "redis://:password@host:6379/0"),
         ],
     )
-    def test_a_wrong_value_is_named(
-        self, monkeypatch: pytest.MonkeyPatch, name: str, value: str, allowed: str
-    ) -> None:
+    def test_a_wrong_value_is_named(self, monkeypatch: pytest.MonkeyPatch, name: str, value: str, allowed: str) -> None:
         """The error names the variable, its value, and what is allowed."""
         monkeypatch.setenv(f"ORCHESTRA_{name}", value)
 
@@ -167,7 +166,11 @@ class TestUrls:
 
         assert "hunt" not in f"{caught.value} {vars(caught.value)} {caught.value.__cause__}"
 
-    @given(st.text(st.characters(codec="ascii", categories=["L", "N", "P"]), min_size=4).filter(lambda word: word not in "redis://:***@host:6379/0"))
+    @given(
+        st.text(st.characters(codec="ascii", categories=["L", "N", "P"]), min_size=4).filter(
+            lambda word: word not in "redis://:***@host:6379/0"
+        )
+    )
     def test_no_password_is_shown(self, password: str) -> None:
         """Whatever the password is, the masked URL doesn't hold it."""
         assert "redis://:***@host:6379/0" == mask_url(f"redis://:{password}@host:6379/0")

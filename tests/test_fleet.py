@@ -184,6 +184,7 @@ class TestFleet:
         code = (
             "import signal, subprocess, sys, time\n"
             "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+            "signal.signal(signal.SIGQUIT, signal.SIG_IGN)\n"
             "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
             "print('here', flush=True)\n"
             "time.sleep(60)"

@@ -35,7 +35,9 @@ class TestMaskFields:
         """A field that is named like a secret is masked wherever it stands; other values stay."""
         fields = {"a": 1, "user": {"password": "x", "tags": ["redis://:x@h"]}, "error": ValueError("token=x")}
 
-        assert {"a": 1, "user": {"password": "***", "tags": ["redis://:***@h"]}, "error": "token=***"} == mask_fields(fields)
+        assert {"a": 1, "user": {"password": "***", "tags": ["redis://:***@h"]}, "error": "token=***"} == mask_fields(
+            fields
+        )
 
     @pytest.mark.parametrize("name", ["password", "flower_password", "API-KEY", "Authorization", "refresh_token"])
     def test_names_of_secrets(self, name: str) -> None:

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from celery.result import AsyncResult
 from rich.console import Console
+from rich.filesize import decimal
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
@@ -69,6 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(str(error), _BAD_INPUT)
     except AgentOrchestraException as error:
         return _complain(f"The demo failed: {error}", _FAILED)
+    finally:
+        interrupts.retire()
     return 0
 
 
@@ -108,6 +111,7 @@ class _Demo:
         self._console = console
         self._interrupts = interrupts
         self._stall_at = 0.0
+        self._deaths: list[str] = []
 
     def run(self, root: Path, title: str) -> None:
         """Start everything, do the job, show what came of it, stop everything."""
@@ -134,7 +138,7 @@ class _Demo:
     def _start_fleet(self, stack: ExitStack, server: EmbeddedServer, sink: Callable[[str, str], None]) -> Fleet:
         os.environ.update(ORCHESTRA_BROKER_URL=server.url, ORCHESTRA_RESULT_BACKEND=server.url)
         started = time.monotonic()
-        fleet = stack.enter_context(Fleet("workers", AGENTS, sink=sink, directory=_PROJECT))
+        fleet = stack.enter_context(Fleet("workers", AGENTS, sink=sink, directory=_PROJECT, log_level="WARNING"))
         orchestra = stack.enter_context(Orchestra(app))
         with self._console.status("  starting the agents"):
             fleet.wait_ready(_READY_SECONDS, ready=lambda: {agent.name for agent in orchestra.agents() if agent.alive})
@@ -186,10 +190,11 @@ class _Demo:
         time.sleep(_POLL_SECONDS)
         self._interrupts.check()
         for death in fleet.tend():
-            self._console.print(f"  agent {death.name} {death.cause}; it is started again", soft_wrap=True)
+            self._deaths.append(f"agent {death.name} {death.cause}")
+            self._console.print(f"  {self._deaths[-1]}; it is started again", soft_wrap=True)
         if time.monotonic() > self._stall_at:
-            message = f"no task has finished for {_STALLED_SECONDS:.0f} s."
-            raise JobFailedError(message)
+            what = f"no task has finished for {_STALLED_SECONDS:.0f} s"
+            raise JobFailedError("; ".join([what, *self._deaths]))
 
     def _show(self, shares: Table, report: Report) -> None:
         for table in (shares, *findings(report)):
@@ -197,7 +202,7 @@ class _Demo:
             self._console.print(table)
         skipped = report["files"] - report["outcomes"].get("profiled", 0)
         self._console.print(
-            f"\n{report['files']:,} files, {report['bytes'] / 1e6:,.1f} MB: "
+            f"\n{report['files']:,} files, {decimal(report['bytes'])}: "
             f"{report['near_duplicates']:,} near-duplicate pairs, {skipped:,} files skipped",
             soft_wrap=True,
         )

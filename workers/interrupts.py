@@ -22,7 +22,7 @@ class Interrupts:
     """
     The signals that end the program; the first of them raises `Interrupted` in the main thread.
 
-    The handlers stay until the process ends, so that a late signal can't tear its last moments apart.
+    At the end comes `retire`: a late signal must not tear the interpreter's last moments apart.
     """
 
     def __init__(self) -> None:
@@ -37,6 +37,12 @@ class Interrupts:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, interrupts.receive)
         return interrupts
+
+    @staticmethod
+    def retire() -> None:
+        """Ignore the signals from now on: nothing is left to be ended but the process itself."""
+        for number in _SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
 
     def receive(self, number: int, _frame: FrameType | None = None) -> None:
         """Note a signal, and raise `Interrupted` unless the way out has begun."""

@@ -130,7 +130,8 @@ class Progress:
         records = [record for record in found if record and record.state.finished]
         failed = next((record for record in records if record.state is not TaskState.SUCCEEDED), None)
         if failed is not None:
-            message = f"{failed.name} {failed.state} on {failed.agent}: {failed.error}"
+            reason = failed.error or failed.history[-1].note
+            message = f"{failed.name} {failed.state} on {failed.agent}: {reason}"
             raise JobFailedError(message)
         self.finished += records
         done = {record.task_id for record in records}

@@ -1,0 +1,397 @@
+"""Key names, scripts, and what becomes of Redis's errors."""
+
+import os
+import pickle
+from collections.abc import Iterator
+
+import pytest
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import NoScriptError
+from redis.retry import Retry
+
+from orchestra.embedded import EmbeddedServer
+from orchestra.exceptions import AgentOrchestraException, BrokerUnavailableError, ConfigurationError
+from orchestra.store import Keys, Store, load_script, mapped_errors, pairs_of, text_of, texts_of
+from tests.stores import client_at, publish, store_at
+
+
+@pytest.fixture
+def store(redis_url: str) -> Iterator[Store]:
+    """Give the shop's store over an empty Redis."""
+    with store_at(redis_url) as store:
+        yield store
+
+
+class TestKeys:
+    def test_names_stand_under_prefix_and_fleet(self) -> None:
+        """Every key of ours begins with the prefix and the fleet's hash tag."""
+        keys = Keys("orchestra", "shop")
+
+        named = [keys.queues, keys.queues_version, keys.agents, keys.agent("a@h"), keys.catalogue, keys.dead]
+
+        assert "orchestra:{shop}:task:7c9e" == keys.task("7c9e")
+        assert all(name.startswith("orchestra:{shop}:") for name in named)
+        assert len(named) == len({*named, keys.task("7c9e")}) - 1
+
+    def test_fleets_share_no_key(self) -> None:
+        """Two apps on one Redis do not see each other."""
+        assert Keys("orchestra", "shop").task("1") != Keys("orchestra", "shop:task").task("1")
+        assert Keys("orchestra", "shop").agents != Keys("orchestra", "bank").agents
+
+    def test_global_prefix_comes_first(self) -> None:
+        """What kombu puts before every key stands before ours too."""
+        assert "tenant1:orchestra:{shop}:agents" == Keys("orchestra", "shop", "tenant1:").agents
+
+
+class TestLoadScript:
+    @pytest.mark.parametrize("name", ["advance", "publish", "store_result"])
+    def test_parts_are_put_in_place(self, name: str) -> None:
+        """A script that includes a part is complete by itself."""
+        source = load_script(name).source
+
+        assert "local function note_down" in source
+        assert "--#include" not in source
+
+    def test_digest_is_the_servers_own(self, store: Store) -> None:
+        """A script is sent by the name that the server gives it."""
+        script = load_script("advance")
+
+        assert script.sha == text_of(store.command("SCRIPT", "LOAD", script.source))
+
+    def test_is_read_once(self) -> None:
+        """A script isn't read from disk for every task."""
+        assert load_script("beat") is load_script("beat")
+
+
+class TestScript:
+    def test_runs_after_the_server_forgot_it(self, store: Store, redis_url: str) -> None:
+        """A server that was restarted, or told to forget all scripts, learns them again in passing."""
+        script = load_script("retire")
+        keys = [store.keys.agents, store.keys.agent("a")]
+        store.command("SCRIPT", "FLUSH")
+
+        with client_at(redis_url) as client:
+            with pytest.raises(NoScriptError):
+                client.evalsha(script.sha, 2, *keys, "a", "1")
+            assert 0 == script.run(client, keys, ["a", "1"])
+            assert 0 == client.evalsha(script.sha, 2, *keys, "a", "1")
+
+
+class TestStore:
+    def test_command_gives_the_reply(self, store: Store) -> None:
+        """A command's reply comes back as the client has it."""
+        store.command("SET", "k", "v")
+
+        assert b"v" == store.command("GET", "k")
+
+    def test_pipeline_gives_replies_in_order(self, store: Store) -> None:
+        """Several commands take one round trip, and their replies come in the commands' order."""
+        replies = store.pipeline([("RPUSH", "l", 1), ("RPUSH", "l", 2), ("LRANGE", "l", 0, -1)])
+
+        assert [1, 2, [b"1", b"2"]] == replies
+
+    def test_empty_pipeline_gives_nothing(self, store: Store) -> None:
+        """No commands, no replies."""
+        assert [] == store.pipeline([])
+
+    def test_connects_at_the_first_use(self) -> None:
+        """A store that isn't used needs no Redis."""
+
+        def connect() -> Redis:
+            raise AssertionError
+
+        Store(connect, Keys("orchestra", "shop"), location="h:1")
+
+    def test_asks_for_the_client_each_time(self, redis_url: str) -> None:
+        """The one who connects decides how long a client is kept."""
+        asked = []
+        with client_at(redis_url) as client:
+
+            def connect() -> Redis:
+                asked.append(client)
+                return client
+
+            store = Store(connect, Keys("orchestra", "shop"), location="h:1")
+            store.command("PING")
+            store.pipeline([("PING",)])
+            store.run("retire", ["a", "b"], ["c", "d"])
+
+        assert 3 == len(asked)
+
+    def test_forgets_a_lost_server(self) -> None:
+        """When the server can't be reached, the next use may look for another one."""
+        forgotten = []
+        with Redis(port=1, retry=Retry(NoBackoff(), 0)) as client:
+            store = Store(
+                lambda: client, Keys("orchestra", "shop"), location="h:1", forget=lambda: forgotten.append("once")
+            )
+
+            with pytest.raises(BrokerUnavailableError):
+                store.command("PING")
+
+        assert ["once"] == forgotten
+
+    def test_keeps_a_server_that_refuses_a_command(self, redis_url: str) -> None:
+        """A refused command is no reason to look for another server."""
+        forgotten = []
+        with client_at(redis_url) as client:
+            store = Store(
+                lambda: client, Keys("orchestra", "shop"), location="h:1", forget=lambda: forgotten.append("once")
+            )
+
+            with pytest.raises(AgentOrchestraException):
+                store.command("NOSUCHCOMMAND")
+
+        assert [] == forgotten
+
+
+class TestErrors:
+    def test_unreachable_server_is_named(self) -> None:
+        """Who can't reach Redis reads where it was looked for and what to check, and may try again."""
+        with store_at("redis://:hunter2@127.0.0.1:1/0", location="127.0.0.1:1") as store:
+            for use in (lambda: store.command("PING"), lambda: store.run("retire", ["a", "b"], ["c", "d"])):
+                with pytest.raises(BrokerUnavailableError) as caught:
+                    use()
+
+                assert "Redis at 127.0.0.1:1 cannot be reached" in str(caught.value)
+                assert "hunter2" not in str(caught.value)
+                assert isinstance(caught.value.__cause__, RedisConnectionError)
+
+    def test_wrong_password_is_a_wrong_setting(self, redis_server: EmbeddedServer) -> None:
+        """A refused password isn't worth another attempt, and isn't shown."""
+        url = f"redis://:hunter2@{redis_server.host}:{redis_server.port}/0"
+        with store_at(url, location=f"{redis_server.host}:{redis_server.port}") as store:
+            with pytest.raises(ConfigurationError) as caught:
+                store.command("PING")
+            with pytest.raises(ConfigurationError):
+                store.pipeline([("PING",)])
+
+        assert f"Redis at 127.0.0.1:{redis_server.port} refused the user name or password" in str(caught.value)
+        assert "hunter2" not in str(caught.value)
+
+    def test_missing_password_is_a_wrong_setting(self, redis_server: EmbeddedServer) -> None:
+        """A server that wants a password says so, and that becomes the same error."""
+        with (
+            store_at(f"redis://{redis_server.host}:{redis_server.port}/0") as store,
+            pytest.raises(ConfigurationError, match="refused the user name or password"),
+        ):
+            store.command("PING")
+
+    def test_refused_command_is_an_error_of_ours(self, store: Store, redis_server: EmbeddedServer) -> None:
+        """What Redis says against a command reaches the caller, in an error that isn't redis-py's."""
+        store.command("SET", store.keys.task("1"), "not a record")
+
+        for use in (
+            lambda: store.command("HGETALL", store.keys.task("1")),
+            lambda: store.pipeline([("HGETALL", store.keys.task("1"))]),
+            lambda: store.run("advance", [store.keys.task("1")], ["running", " - ", "", 1, "", 1000, ""]),
+        ):
+            with pytest.raises(AgentOrchestraException, match="WRONGTYPE") as caught:
+                use()
+
+            assert AgentOrchestraException is type(caught.value)
+            assert redis_server.url.split("@")[0].rpartition(":")[2] not in str(caught.value)
+
+    def test_slow_server_counts_as_unreachable(self, redis_url: str) -> None:
+        """A server that doesn't answer in time can't be reached."""
+        with (
+            store_at(redis_url, socket_timeout=0.05) as store,
+            pytest.raises(BrokerUnavailableError),
+        ):
+            store.command("BLPOP", "nothing", 1)
+
+    @pytest.mark.parametrize("error", [OSError("no route"), TimeoutError("too slow")])
+    def test_errors_of_the_system_are_mapped(self, error: OSError) -> None:
+        """A broken network is the same error, whoever reports it, and keeps its cause."""
+        with pytest.raises(BrokerUnavailableError) as caught, mapped_errors("h:1"):
+            raise error
+
+        assert error is caught.value.__cause__
+
+    def test_other_errors_pass(self) -> None:
+        """An error that isn't Redis's is left alone."""
+        with pytest.raises(ZeroDivisionError), mapped_errors("h:1"):
+            raise ZeroDivisionError
+
+    def test_survives_pickling(self) -> None:
+        """An error of a store can be told by one process to another."""
+        with pytest.raises(BrokerUnavailableError) as caught, mapped_errors("h:1"):
+            raise OSError(os.strerror(111))
+
+        assert str(caught.value) == str(pickle.loads(pickle.dumps(caught.value)))
+
+
+class TestReplies:
+    @pytest.mark.parametrize(("value", "text"), [(b"caf\xc3\xa9", "café"), ("café", "café"), (12, "12")])
+    def test_text_of_reads_either_kind_of_client(self, value: object, text: str) -> None:
+        """A word reads the same whether or not the client decodes."""
+        assert text == text_of(value)
+
+    @pytest.mark.parametrize(
+        "reply", [[b"a", b"1", b"b", b"2"], [[b"a", b"1"], [b"b", b"2"]], [(b"a", b"1"), (b"b", b"2")]]
+    )
+    def test_pairs_of_reads_every_form(self, reply: list[object]) -> None:
+        """Pairs read the same in both versions of the protocol."""
+        assert [(b"a", b"1"), (b"b", b"2")] == pairs_of(reply)
+
+    def test_pairs_of_reads_nothing(self) -> None:
+        """An empty reply holds no pairs."""
+        assert [] == pairs_of([]) == pairs_of({})
+
+    @pytest.mark.parametrize("protocol", [2, 3])
+    @pytest.mark.parametrize("decode", [True, False])
+    def test_texts_of_reads_a_hash(self, redis_url: str, protocol: int, decode: bool) -> None:
+        """A hash reads the same whatever the client's settings."""
+        with store_at(redis_url, protocol=protocol, decode_responses=decode) as store:
+            store.command("HSET", "h", "field", "value")
+
+            assert {"field": "value"} == texts_of(store.command("HGETALL", "h"))
+
+
+class TestPublish:
+    def test_pushes_records_and_registers(self, store: Store) -> None:
+        """One call pushes the message, writes the task down and puts its queue on the table."""
+        publish(store, "1", message='{"body": 1}', suffix="nlp", queue="shop:nlp")
+
+        assert [b'{"body": 1}'] == store.command("LRANGE", "shop:nlp", 0, -1)
+        assert b"submitted" == store.command("HGET", store.keys.task("1"), "state")
+        assert [b"nlp"] == store.command("ZRANGE", store.keys.queues, 0, -1)
+        assert b"1" == store.command("GET", store.keys.queues_version)
+
+    def test_known_queue_keeps_the_version(self, store: Store) -> None:
+        """A queue that is on the table is renewed there, without calling every agent to read it."""
+        publish(store, "1", suffix="nlp")
+        first = float(store.command("ZSCORE", store.keys.queues, "nlp"))
+
+        publish(store, "2", suffix="nlp")
+
+        assert b"1" == store.command("GET", store.keys.queues_version)
+        assert first < float(store.command("ZSCORE", store.keys.queues, "nlp"))
+
+    def test_new_queue_raises_the_version(self, store: Store) -> None:
+        """A queue that appears is news for the agents."""
+        publish(store, "1", suffix="nlp")
+
+        publish(store, "2", suffix="gpu")
+
+        assert b"2" == store.command("GET", store.keys.queues_version)
+
+    def test_foreign_queue_is_not_registered(self, store: Store) -> None:
+        """A task that its project routed itself is recorded, and its queue stays off the table."""
+        publish(store, "1", suffix="", queue="billing")
+
+        assert b"billing" == store.command("HGET", store.keys.task("1"), "queue")
+        assert 0 == store.command("EXISTS", store.keys.queues)
+        assert 0 == store.command("EXISTS", store.keys.queues_version)
+
+
+class TestHandOn:
+    @staticmethod
+    def hand_on(store: Store, tag: str) -> int:
+        """Hand a delivery on as the transport does, to the queue of those who know `shop.index`."""
+        keys = store.keys
+        lists = ["unacked", "unacked_index", "shop:nlp@shop.index", keys.queues, keys.queues_version]
+        moved: int = store.run("hand_on", lists, [tag, '{"body": 1}', "nlp@shop.index"])
+        return moved
+
+    def test_moves_our_delivery(self, store: Store) -> None:
+        """The delivery is given up, the message waits in its new queue, and the agents hear of that."""
+        store.command("HSET", "unacked", "tag-1", "…")
+        store.command("ZADD", "unacked_index", 1, "tag-1")
+
+        assert 1 == self.hand_on(store, "tag-1")
+
+        assert [b'{"body": 1}'] == store.command("LRANGE", "shop:nlp@shop.index", 0, -1)
+        assert 0 == store.command("EXISTS", "unacked", "unacked_index")
+        assert [b"nlp@shop.index"] == store.command("ZRANGE", store.keys.queues, 0, -1)
+        assert b"1" == store.command("GET", store.keys.queues_version)
+
+    def test_moves_nothing_that_is_no_longer_ours(self, store: Store) -> None:
+        """A delivery that went back to its queue in the meantime stays there, so a message is never in two queues."""
+        store.command("ZADD", "unacked_index", 1, "tag-2")
+
+        assert 0 == self.hand_on(store, "tag-1")
+
+        assert [b"unacked_index"] == store.command("KEYS", "*")
+
+    def test_twice_moves_once(self, store: Store) -> None:
+        """A move that is repeated after a lost answer doesn't double the message."""
+        store.command("HSET", "unacked", "tag-1", "…")
+
+        moved = [self.hand_on(store, "tag-1"), self.hand_on(store, "tag-1")]
+
+        assert [1, 0] == moved
+        assert 1 == store.command("LLEN", "shop:nlp@shop.index")
+
+    def test_known_queue_keeps_its_registration(self, store: Store) -> None:
+        """Further messages of the same task don't call every agent to read the table."""
+        for tag in ("tag-1", "tag-2"):
+            store.command("HSET", "unacked", tag, "…")
+            self.hand_on(store, tag)
+
+        assert b"1" == store.command("GET", store.keys.queues_version)
+
+
+class TestStoreResult:
+    @staticmethod
+    def store_result(store: Store, result: str, *, ttl: int = 0, state: str = "succeeded") -> int:
+        """Store a result as the backend does."""
+        record = [state, " - submitted running retrying ", "text@a", 1, "", 60_000, ""] if state else [""] * 7
+        stored: int = store.run("store_result", ["result", store.keys.task("1")], [result, ttl, '{"ok', *record])
+        return stored
+
+    def test_result_and_record_are_one_step(self, store: Store) -> None:
+        """Who sees the result sees the record that goes with it."""
+        publish(store, "1")
+
+        assert 1 == self.store_result(store, '{"ok": 1}')
+
+        assert b'{"ok": 1}' == store.command("GET", "result")
+        assert b"succeeded" == store.command("HGET", store.keys.task("1"), "state")
+
+    def test_success_stands(self, store: Store) -> None:
+        """A copy that was delivered twice doesn't overwrite the success of the first."""
+        self.store_result(store, '{"ok": 1}')
+
+        assert 0 == self.store_result(store, '{"failed": 2}', state="failed")
+
+        assert b'{"ok": 1}' == store.command("GET", "result")
+        assert b"succeeded" == store.command("HGET", store.keys.task("1"), "state")
+
+    def test_failure_gives_way(self, store: Store) -> None:
+        """A result that isn't a success may be followed by another."""
+        self.store_result(store, '{"retrying": 1}', state="retrying")
+
+        assert 1 == self.store_result(store, '{"ok": 2}')
+
+        assert b'{"ok": 2}' == store.command("GET", "result")
+
+    def test_expiry_is_set_where_it_is_wanted(self, store: Store) -> None:
+        """A result lives as long as Celery's setting says, for ever with 0."""
+        self.store_result(store, '{"failed": 1}', ttl=100, state="failed")
+        assert 0 < store.command("TTL", "result") <= 100
+
+        self.store_result(store, '{"failed": 1}', ttl=0, state="failed")
+        assert -1 == store.command("TTL", "result")
+
+    def test_waiting_callers_are_told(self, store: Store, redis_url: str) -> None:
+        """Whoever subscribed to the result gets it at once."""
+        with client_at(redis_url) as client, client.pubsub() as listener:
+            listener.subscribe("result")
+            assert listener.get_message(timeout=5) is not None
+
+            self.store_result(store, '{"ok": 1}')
+
+            message = listener.get_message(timeout=5)
+        assert message is not None
+        assert b'{"ok": 1}' == message["data"]
+
+    def test_without_a_state_leaves_the_record(self, store: Store) -> None:
+        """A state that the record doesn't know, such as a project's own, is stored as a result alone."""
+        publish(store, "1")
+
+        self.store_result(store, '{"progress": 40}', state="")
+
+        assert b"submitted" == store.command("HGET", store.keys.task("1"), "state")
