@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Concatenate, Final, Literal, ParamSpec, TypeVar, overload
+from weakref import WeakSet
 
 import click
 from celery import Celery
@@ -42,6 +43,9 @@ _SIGNATURE_OPTIONS: Final = ("link", "link_error", "chain", "chord")
 
 log = get_logger(__name__)
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 
 class OrchestraCelery(Celery):
     """
@@ -58,6 +62,7 @@ class OrchestraCelery(Celery):
         self, main: str | None = None, *args: Any, settings: OrchestraSettings | None = None, **kwargs: Any
     ) -> None:
         self._given_settings = settings
+        self._backends: WeakSet[Any] = WeakSet()  # Celery makes one for each thread
         super().__init__(main, *args, **kwargs)
         self.steps["worker"].add("orchestra.agent:CapabilityStep")
         self.steps["consumer"].add("orchestra.agent:AgentStep")
@@ -124,6 +129,18 @@ class OrchestraCelery(Celery):
         steps = options.get("priority_steps", RedisChannel.priority_steps)
         return tuple(f"{parting}{step}" if step else "" for step in steps)
 
+    def close(self) -> None:
+        """Close the app's connections to Redis as well; it may be used again, and connects anew then."""
+        if "store" in vars(self):
+            self.store.close()
+        own: Any = self  # celery-types leaves some of Celery's attributes out
+        if own._pool is not None:  # noqa: SLF001  # asking for `pool` would make one
+            own.pool.force_close_all()
+        for backend in list(self._backends):
+            if hasattr(backend, "disconnect"):
+                backend.disconnect()
+        super().close()
+
     # ── configuration ──
 
     def _load_config(self) -> Any:
@@ -159,10 +176,15 @@ class OrchestraCelery(Celery):
                     f"The setting {name} is {self.conf[name]!r}, and Orchestra needs {value!r}: remove the override."
                 )
                 raise ConfigurationError(message)
-        scheme = self.connection_for_read().transport_cls
-        if scheme not in _REDIS_SCHEMES:
+        if not self.is_on_redis:
+            scheme = self.connection_for_read().transport_cls
             message = f"The broker's scheme is {scheme!r}; agents need Redis: {', '.join(_REDIS_SCHEMES)}."
             raise ConfigurationError(message)
+
+    @cached_property
+    def is_on_redis(self) -> bool:
+        """Whether the broker is one that holds our registry and records; others, such as `memory://`, only send."""
+        return self.connection_for_read().transport_cls in _REDIS_SCHEMES
 
     @property
     def transport_options(self) -> dict[str, Any]:
@@ -186,7 +208,9 @@ class OrchestraCelery(Celery):
     def _get_backend(self) -> Any:
         by_url: Any = backends.by_url  # celery-types has it return the class alone
         backend, url = by_url(self.backend_cls or self.conf.result_backend, self.loader)
-        return recording(backend)(app=self, url=url)
+        made = recording(backend)(app=self, url=url)
+        self._backends.add(made)
+        return made
 
     def is_broker(self, parameters: Mapping[str, Any]) -> bool:
         """Tell whether a result backend's connection parameters lead to the broker's own database."""
@@ -194,6 +218,16 @@ class OrchestraCelery(Celery):
 
     # ── declaring tasks ──
 
+    @overload  # type: ignore[override]  # celery-types can't know our class
+    def task(self, fun: Callable[P, R], /) -> OrchestraTask[P, R]: ...
+    @overload
+    def task(
+        self, *, bind: Literal[True], **options: Any
+    ) -> Callable[[Callable[Concatenate[Any, P], R]], OrchestraTask[P, R]]: ...
+    @overload
+    def task(
+        self, *, bind: Literal[False] = ..., **options: Any
+    ) -> Callable[[Callable[P, R]], OrchestraTask[P, R]]: ...
     def task(self, *args: Any, **options: Any) -> Any:
         """
         Make a task, as Celery does; `requires=` and the other options of `OrchestraTask` are checked right here.
@@ -206,10 +240,10 @@ class OrchestraCelery(Celery):
             check_declaration(options.get("name") or "being declared", options)
         return super().task(*args, **options)
 
-    def create_task_cls(self) -> type[OrchestraTask]:
+    def create_task_cls(self) -> type[OrchestraTask[..., Any]]:
         """Mix our task class into whichever base the app has: Celery's, Django's, or the project's own."""
         base: Any = self.task_cls  # a class, or the name of one
-        made: type[OrchestraTask] = self.subclass_with_self(
+        made: type[OrchestraTask[..., Any]] = self.subclass_with_self(
             _mixed(symbol_by_name(base)), name="Task", attribute="_app", keep_reduce=True, abstract=True
         )
         return made
@@ -249,6 +283,9 @@ class OrchestraCelery(Celery):
             SubmissionError: Redis can't be reached; it names host and port.
 
         """
+        follows_up = self._follows_up()
+        if follows_up and urgency is not None:
+            options["priority"] = None  # Celery hands a parent's priority to its followers
         call = Call(
             task=name,
             args=tuple(args or ()),
@@ -260,7 +297,7 @@ class OrchestraCelery(Celery):
         )
         with named_broker(name, self.broker_location):
             declared = self.declared(name)
-            prepared = prepare(call, declared, self.limits, enforce=declared.enforced and not self._follows_up())
+            prepared = prepare(call, declared, self.limits, enforce=declared.enforced and not follows_up)
             self._remark(name, prepared.remarks)
             self._apply(prepared, options, inherits=urgency is None and declared.urgency is None)
             canonical_requires([args, kwargs, *(options.get(option) for option in _SIGNATURE_OPTIONS)])
@@ -286,7 +323,7 @@ class OrchestraCelery(Celery):
             return task.declared
         if task is not None or name.startswith("celery."):
             return _NOTHING_DECLARED
-        return self.catalogue.find(name) or _NOTHING_DECLARED
+        return (self.catalogue.find(name) if self.is_on_redis else None) or _NOTHING_DECLARED
 
     def _follows_up(self) -> bool:
         """
@@ -323,7 +360,7 @@ def _declared(entry: CatalogueEntry) -> Declared:
     )
 
 
-def _mixed(base: type[CeleryTask[..., Any]]) -> type[OrchestraTask]:
+def _mixed(base: type[CeleryTask[..., Any]]) -> type[OrchestraTask[..., Any]]:
     """Return `base` with our task class underneath, so that its own methods come first and reach ours by super()."""
     if issubclass(base, OrchestraTask):
         return base

@@ -9,6 +9,7 @@ from typing import Any
 
 from kombu import Connection
 from kombu.exceptions import OperationalError
+from kombu.transport.redis import Transport as RedisTransport
 from redis import Redis
 from redis.exceptions import AuthenticationError, RedisError
 
@@ -35,6 +36,9 @@ class BrokerLink:
         with self._lock:
             if self._held is None or self._held[0] != os.getpid():
                 connection = self._connect()
+                if not issubclass(connection.get_transport_cls(), RedisTransport):
+                    message = f"The broker's scheme is {connection.transport_cls!r}; agents and records need Redis."
+                    raise ConfigurationError(message)
                 connection.ensure_connection(
                     errback=within(self._patience_seconds),
                     max_retries=len(connection.alt) or 1,

@@ -1,17 +1,18 @@
 """Orchestra, the main engine: submit work, follow it, and see the fleet."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from difflib import get_close_matches
 from time import perf_counter
 from types import TracebackType
 from typing import Any, Final, Self
 
-from celery.result import AsyncResult
+from celery.result import AsyncResult, EagerResult
 
 from orchestra.agent import Agent, AgentManager
 from orchestra.app import OrchestraCelery
+from orchestra.backend import STATES
 from orchestra.capabilities import Requirement
 from orchestra.exceptions import AgentOrchestraException, UnknownTaskError, ValidationError
 from orchestra.queues import CapabilityQueue
@@ -30,15 +31,18 @@ class TaskHandle:
 
     id: str
     _app: OrchestraCelery
+    _eager: EagerResult[Any] | None = field(default=None, repr=False, compare=False)  # where tasks run at once
 
     @property
     def result(self) -> AsyncResult[Any]:
         """Celery's own handle of the task."""
-        return self._app.AsyncResult(self.id)
+        return self._app.AsyncResult(self.id) if self._eager is None else self._eager
 
     @property
     def state(self) -> TaskState | None:
         """Where the task stands now; None when nothing is known of this id."""
+        if self._eager is not None:
+            return STATES.get(self._eager.state)
         record = self.record()
         return None if record is None else record.state
 
@@ -177,7 +181,8 @@ class Orchestra:
         given = {name: value for name, value in options.items() if value is not None}
         task = self.app.tasks.get(task_type)
         if task is not None:
-            return TaskHandle(task.apply_async(kwargs=dict(payload), **given).id, self.app)
+            result = task.apply_async(kwargs=dict(payload), **given)
+            return TaskHandle(result.id, self.app, result if isinstance(result, EagerResult) else None)
         return TaskHandle(self.app.send_task(task_type, kwargs=dict(payload), **given).id, self.app)
 
     def _check(self, task_type: str, payload: Mapping[str, Any]) -> None:

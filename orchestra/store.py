@@ -161,6 +161,10 @@ class Store:
 
         return self._attempt(send)
 
+    def close(self) -> None:
+        """Close the connections; the next use makes new ones."""
+        self._forget()
+
     def _attempt(self, act: Callable[[Any], Reply]) -> Reply:
         """
         Act on the server, a second time if the first one found a connection that the server had dropped.

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from functools import cached_property
-from typing import Any, ClassVar, Final, assert_never
+from typing import Any, ClassVar, Final, ParamSpec, TypeVar, assert_never
 
 from celery import Task
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
@@ -26,8 +26,11 @@ _CONTROL_FLOW: Final = (CeleryRetry, Ignore, Reject)
 
 log = get_logger(__name__)
 
+P = ParamSpec("P")
+R = TypeVar("R")
 
-class OrchestraTask(Task[..., Any]):
+
+class OrchestraTask(Task[P, R]):
     """
     A Celery task that says what it requires and how its errors are settled.
 
@@ -124,6 +127,8 @@ class OrchestraTask(Task[..., Any]):
         positional, named = tuple(args or ()), dict(kwargs or {})
         if self.enforced and self.arguments.revives:
             positional, named = plain(positional), plain(named)
+        if self.urgency is not None or options.get("urgency") is not None:
+            options.setdefault("priority", None)  # Celery would add the project's task_default_priority
         return super().apply_async(positional, named, task_id=task_id, **options)
 
     def apply(  # type: ignore[override]  # celery-types spells out every option, and can't know ours
@@ -232,7 +237,7 @@ class OrchestraTask(Task[..., Any]):
         return retry
 
 
-def _takes_self(task: OrchestraTask, function: Any) -> bool:  # any callable
+def _takes_self(task: OrchestraTask[..., Any], function: Any) -> bool:  # any callable
     """Tell whether the task itself is the first argument of the code that it was made from."""
     decorated = getattr(task, "_decorated_fun", None)
     return decorated is not None and function is decorated and not isinstance(vars(type(task)).get("run"), staticmethod)

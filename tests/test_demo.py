@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from orchestra.fleet import AgentSpec
-from tests.processes import until
+from tests.processes import processes_within, until
 from workers.demo import AGENTS
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -79,9 +79,9 @@ def tree(tmp_path: Path) -> Path:
 
 
 def processes_of(private: Path) -> list[int]:
-    """List the processes that were started with `private` for their temporary files."""
+    """List the processes that were started with `private` for their temporary files, or work within it."""
     mark = f"TMPDIR={private}\0".encode()
-    found = []
+    found = processes_within(private)  # the server, which writes its title over its environment
     for process in Path("/proc").iterdir():
         with suppress(OSError):
             if process.name.isdecimal() and mark in (process / "environ").read_bytes():

@@ -62,6 +62,7 @@ class Member:
     ) -> None:
         self.told: list[tuple[str, ...]] = []
         self.serves: list[str] = []
+        self.swept: list[Membership] = []
         self.membership = Membership(
             registry,
             Profile(
@@ -75,6 +76,7 @@ class Member:
             patience_seconds=patience_seconds,
             doing=lambda: (self.serves, 2),
             on_queues=self.told.append,
+            sweep=lambda: self.swept.append(self.membership),
         )
 
 
@@ -221,6 +223,12 @@ class TestBeat:
         until(lambda: only(registry).last_beat_at > told_at)
 
         assert [{"nlp"}, {"gpu", "nlp"}] == [set(queues) for queues in member.told]
+
+    def test_agent_tidies_up_now_and_then(self, start: Join) -> None:
+        """A beat in ten looks after what nobody uses any more."""
+        member = start()
+
+        until(lambda: len(member.swept) == 2)
 
     def test_flushed_registration_heals(self, registry: AgentRegistry, store: Store, start: Join) -> None:
         """An agent that the registry forgot registers again, with what it serves, and hears of the queues anew."""

@@ -343,6 +343,82 @@ class TestQueues:
         assert {"shop.index"} == set(registry.catalogue())
 
 
+class TestRegistered:
+    def test_tells_ages_by_one_clock(self, store: Store, registry: AgentRegistry) -> None:
+        """Registrations come with Redis's own time, so that an age can be told whatever the local clock says."""
+        assert {} == registry.registered()[1]
+        publish(store, "1", suffix="nlp")
+
+        now, queues = registry.registered()
+
+        assert ["nlp"] == list(queues)
+        assert 0 <= now - queues["nlp"] < 60
+        assert datetime.fromtimestamp(queues["nlp"], UTC) == registry.queues()["nlp"]
+
+
+class TestPrune:
+    @staticmethod
+    def prune(registry: AgentRegistry, *, registered_before: float | None = None) -> bool:
+        """Prune the queue `nlp`, by default whenever it was registered."""
+        now, _ = registry.registered()
+        before = now if registered_before is None else registered_before
+        return registry.prune("nlp", "shop:nlp", steps=STEPS, registered_before=before)
+
+    def test_unused_queue_leaves_the_table(self, registry: AgentRegistry) -> None:
+        """A queue in which nothing waits is forgotten, and the agents hear of it."""
+        version = register(registry, queues=["nlp", "gpu"])
+
+        assert self.prune(registry)
+
+        assert {"gpu"} == set(registry.queues())
+        assert (True, False, "2", ("gpu",)) == beat_of(registry, version=version)
+
+    @pytest.mark.parametrize("step", STEPS)
+    def test_queue_with_messages_stays(self, store: Store, registry: AgentRegistry, step: str) -> None:
+        """A message of whatever priority keeps its queue on the table."""
+        register(registry)
+        store.command("LPUSH", f"shop:nlp{step}", "{}")
+
+        assert not self.prune(registry)
+
+        assert {"nlp"} == set(registry.queues())
+
+    def test_queue_stays_while_messages_are_out(self, store: Store, registry: AgentRegistry) -> None:
+        """A delivery that isn't acknowledged may come back to its queue."""
+        register(registry)
+        store.command("HSET", "unacked", "tag-1", "{}")
+
+        assert not self.prune(registry)
+
+    def test_queue_that_was_asked_for_again_stays(self, store: Store, registry: AgentRegistry) -> None:
+        """A publish between the look and the act keeps its queue on the table."""
+        register(registry)
+        looked_at, _ = registry.registered()
+        publish(store, "1", suffix="nlp")
+        store.command("DEL", "shop:nlp")
+
+        assert not self.prune(registry, registered_before=looked_at)
+
+    def test_twice_is_no_news(self, registry: AgentRegistry) -> None:
+        """Two agents that tidy up at the same moment count as one."""
+        register(registry)
+
+        assert [True, False] == [self.prune(registry), self.prune(registry)]
+
+        assert (True, False, "2", ()) == beat_of(registry)
+
+    def test_prefix_of_queues_is_added(self, store: Store) -> None:
+        """Where kombu puts a prefix before every key, queues and deliveries have it too."""
+        registry = AgentRegistry(store, lost_after_seconds=60, prefix_queues="tenant1:")
+        register(registry)
+        for words in (("LPUSH", "tenant1:shop:nlp", "{}"), ("HSET", "tenant1:unacked", "tag-1", "{}")):
+            store.command(*words)
+            assert not self.prune(registry)
+            store.command("DEL", words[1])
+
+        assert self.prune(registry)
+
+
 class TestDepths:
     def test_all_priorities_count(self, store: Store, registry: AgentRegistry) -> None:
         """A queue's depth is that of all its lists, one a priority step."""

@@ -133,6 +133,48 @@ class TestStore:
 
         assert ["once"] == forgotten
 
+    def test_dropped_connection_is_made_anew(self, redis_url: str) -> None:
+        """A connection that the server has closed, as it does when it restarts, isn't the caller's concern."""
+        with store_at(redis_url) as store, client_at(redis_url) as other:
+            store.command("PING")
+            other.client_kill_filter(_type="normal", skipme=True)
+
+            replies = [store.command("PING"), store.pipeline([("PING",)]), store.run("retire", ["a", "b"], ["c", "d"])]
+
+        assert [True, [True], 0] == replies
+
+    def test_second_attempt_may_find_another_server(self, redis_url: str) -> None:
+        """What connects is asked again after it has been told of the loss."""
+        asked: list[Redis] = []
+        with Redis(port=1, retry=Retry(NoBackoff(), 0)) as dead, client_at(redis_url) as alive:
+            clients = [dead]
+
+            def connect() -> Redis:
+                asked.append(clients[0])
+                return clients[0]
+
+            store = Store(
+                connect, Keys("orchestra", "shop"), location="h:1", forget=lambda: clients.__setitem__(0, alive)
+            )
+
+            assert store.command("PING")
+
+        assert [dead, alive] == asked
+
+    def test_silent_server_is_not_asked_again(self, redis_url: str) -> None:
+        """A command that wasn't answered in time isn't sent a second time, so that the caller's wait has a bound."""
+        asked: list[Redis] = []
+        with client_at(redis_url, socket_timeout=0.05) as client:
+
+            def connect() -> Redis:
+                asked.append(client)
+                return client
+
+            with pytest.raises(BrokerUnavailableError):
+                Store(connect, Keys("orchestra", "shop"), location="h:1").command("BLPOP", "nothing", 1)
+
+        assert 1 == len(asked)
+
     def test_keeps_a_server_that_refuses_a_command(self, redis_url: str) -> None:
         """A refused command is no reason to look for another server."""
         forgotten = []
@@ -325,13 +367,26 @@ class TestHandOn:
         assert [1, 0] == moved
         assert 1 == store.command("LLEN", "shop:nlp@shop.index")
 
-    def test_known_queue_keeps_its_registration(self, store: Store) -> None:
+    def registered_after(self, store: Store, tag: str) -> float:
+        """Hand one more delivery on, and return the time of the queue's registration then."""
+        store.command("HSET", "unacked", tag, "…")
+        self.hand_on(store, tag)
+        return float(store.command("ZSCORE", store.keys.queues, "nlp@shop.index"))
+
+    def test_known_queue_is_no_news(self, store: Store) -> None:
         """Further messages of the same task don't call every agent to read the table."""
-        for tag in ("tag-1", "tag-2"):
-            store.command("HSET", "unacked", tag, "…")
-            self.hand_on(store, tag)
+        self.registered_after(store, "tag-1")
+        self.registered_after(store, "tag-2")
 
         assert b"1" == store.command("GET", store.keys.queues_version)
+
+    def test_registration_tells_since_when_something_waits(self, store: Store) -> None:
+        """The first message of a row renews the queue's registration, and those that join it don't."""
+        first, second = self.registered_after(store, "tag-1"), self.registered_after(store, "tag-2")
+        store.command("DEL", "shop:nlp@shop.index")
+        third = self.registered_after(store, "tag-3")
+
+        assert first == second < third
 
 
 class TestStoreResult:

@@ -3,12 +3,17 @@
 import json
 from collections import namedtuple
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from enum import Enum
 from typing import Any
+from uuid import UUID
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel
+from pydantic import BaseModel, Field, SecretStr
 
 from orchestra.arguments import ArgumentSchema
 from orchestra.capabilities import Requirement
@@ -24,6 +29,39 @@ class Order(BaseModel):
 
     number: int
     lines: list[str] = []
+
+
+class Aliased(BaseModel):
+    """An argument whose fields have other names outside."""
+
+    identity: str = Field(alias="@id")
+
+
+class Login(BaseModel):
+    """An argument with a secret in it."""
+
+    user: str
+    password: SecretStr
+
+
+class Nested(BaseModel):
+    """An argument with such an argument in it."""
+
+    login: Login
+
+
+class Colour(Enum):
+    """One of a closed set."""
+
+    RED = "red"
+
+
+@dataclass(frozen=True)
+class Box:
+    """An argument that holds others."""
+
+    colour: Colour
+    orders: tuple[Order, ...]
 
 
 Point = namedtuple("Point", ["x", "y"])  # noqa: PYI024  # what users have
@@ -257,6 +295,41 @@ class TestPlain:
 
         assert form == plain(order)
         assert [form, (form,), {"order": form}] == plain([order, (order,), {"order": order}])
+
+    def test_alias_is_the_name_that_travels(self) -> None:
+        """A model with aliases travels under the names that it is read by."""
+        assert {"@id": "7c9e"} == plain(Aliased.model_validate({"@id": "7c9e"}))
+
+    @pytest.mark.parametrize(
+        ("value", "form"),
+        [
+            (Colour.RED, "red"),
+            (Box(Colour.RED, (Order(number=1),)), {"colour": "red", "orders": ({"number": 1, "lines": []},)}),
+            ({1}, [1]),
+            (frozenset({Colour.RED}), ["red"]),
+            ([{"boxes": {Colour.RED}}], [{"boxes": ["red"]}]),
+            (Box, Box),
+        ],
+    )
+    def test_other_values_become_their_json_form(self, value: object, form: object) -> None:
+        """Enums, dataclasses and sets travel as JSON has them; a class isn't a value."""
+        assert form == plain(value)
+
+    @pytest.mark.parametrize("value", [datetime(2030, 1, 1, tzinfo=UTC), UUID(int=1), Decimal("1.10"), b"raw"])
+    def test_what_kombu_marks_stays(self, value: object) -> None:
+        """Values that the message's JSON carries marked arrive as what they are."""
+        assert value is plain(value)
+
+    @pytest.mark.parametrize(
+        "place", [lambda it: it, lambda it: [it], lambda it: {"a": it}, lambda it: Nested(login=it)]
+    )
+    def test_secret_is_refused(self, place: Callable[[BaseModel], object]) -> None:
+        """A secret would arrive as asterisks, so it is refused, without being shown."""
+        with pytest.raises(PayloadError) as caught:
+            plain(place(Login(user="ann", password=SecretStr("hunter2"))))
+
+        assert "Login.password is a secret" in str(caught.value)
+        assert "hunter2" not in str(caught.value)
 
     def test_other_tuples_are_left_alone(self) -> None:
         """A named tuple isn't made anew, which could fail."""

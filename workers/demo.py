@@ -140,8 +140,13 @@ class _Demo:
         started = time.monotonic()
         fleet = stack.enter_context(Fleet("workers", AGENTS, sink=sink, directory=_PROJECT, log_level="WARNING"))
         orchestra = stack.enter_context(Orchestra(app))
+
+        def ready() -> set[str]:
+            self._interrupts.check()
+            return {agent.name for agent in orchestra.agents() if agent.alive}
+
         with self._console.status("  starting the agents"):
-            fleet.wait_ready(_READY_SECONDS, ready=lambda: {agent.name for agent in orchestra.agents() if agent.alive})
+            fleet.wait_ready(_READY_SECONDS, ready=ready)
         seconds = time.monotonic() - started
         marks = "  ".join(f"{spec.name} {' '.join('✓' * spec.processes)}" for spec in AGENTS)
         self._say("agents", f"{marks}    {len(AGENTS)} kinds, {len(fleet.names)} processes, ready in {seconds:.1f} s")
@@ -157,6 +162,9 @@ class _Demo:
         if not listing["files"] and not listing["unreadable"]:
             raise _nothing_in(root)
         self._console.print(f"  profiling {len(listing['files']):,} files of {shown(title)}", soft_wrap=True)
+        if listing["passed_over"]:
+            folders = ", ".join(f"{name} ({times:,})" for name, times in sorted(listing["passed_over"].items()))
+            self._console.print(f"  passed over: {folders}", soft_wrap=True)
         job = plan(found)
         progress = Progress(job, app.state)
         self._follow(job, progress, fleet)
@@ -169,7 +177,11 @@ class _Demo:
         self._moved()
         while not result.ready():
             self._pause(fleet)
-        return result.get()
+        value = result.get(propagate=False)
+        if result.failed():
+            message = f"a task failed: {value!r}"
+            raise JobFailedError(message)
+        return value
 
     def _follow(self, job: Job, progress: Progress, fleet: Fleet) -> None:
         self._moved()

@@ -3,7 +3,7 @@
 import re
 from typing import Final
 
-__all__ = ["COMMON_WORDS", "kind_of", "prose_of"]
+__all__ = ["COMMON_WORDS", "kind_of", "natural_language", "prose_of"]
 
 _KINDS: Final = {
     "Python": "py pyi pyw",

@@ -3,12 +3,14 @@
 import random
 from collections import Counter
 from itertools import chain
+from pathlib import Path
 
 import pytest
 from celery.exceptions import NotRegistered
 
 from orchestra import Orchestra, OrchestraCelery, TaskState
 from orchestra.capabilities import CapabilitySet, Requirement
+from orchestra.embedded import EmbeddedServer
 from tests.integration.agents import Agents, wait_until
 
 pytestmark = pytest.mark.integration
@@ -71,7 +73,8 @@ def test_every_task_runs_where_it_may_and_nowhere_else(fleet: Agents, sender: Or
     )
     wait_until(lambda: sum(queue.depth for queue in orchestra.queues()) == 200 - runnable, what="the rest waiting")
 
-    ran, waiting, wrong = Counter(), 0, []
+    ran: Counter[str] = Counter()
+    waiting, wrong = 0, []
     for (task, requirement, handle), names in zip(sent, may_run, strict=True):
         if handle.result.ready():
             agent = pids[handle.get(timeout=5)]
@@ -146,6 +149,26 @@ def test_subscriptions_survive_reconnects(fleet: Agents, sender: OrchestraCelery
     handles = [orchestra.submit("t0", {"number": 1}, requires=text) for text in ("mem_gb>=48", "gpu", "mem_gb>=50")]
 
     wait_until(lambda: all(handle.result.ready() for handle in handles), seconds=30)
+
+
+def test_registration_and_queues_survive_a_restart_of_redis(fleet: Agents, tmp_path: Path) -> None:
+    """A server that comes back empty is told again who lives, what they know and which queues there are."""
+    fleet.write_app(APP)
+    with EmbeddedServer.start(directory=tmp_path / "data") as server:
+        app = OrchestraCelery("fleet", broker=server.url, set_as_current=False)
+        fleet.start("--capabilities", "gpu,mem_gb=64", name="big", ORCHESTRA_BROKER_URL=server.url)
+        orchestra = Orchestra(app)
+        assert orchestra.submit("t0", {"number": 1}, requires="mem_gb>=48").get(timeout=20)
+
+        server.kill()
+        server.restart()
+
+        wait_until(lambda: [True] == [agent.alive for agent in orchestra.agents()], seconds=40, what="an agent again")
+        wait_until(lambda: "t0" in app.catalogue.names(), what="the catalogue again")
+        handles = [orchestra.submit("t0", {"number": 1}, requires=text) for text in ("mem_gb>=48", "gpu", "mem_gb>=9")]
+        wait_until(lambda: all(handle.result.ready() for handle in handles), seconds=30)
+        fleet.close()
+        app.close()
 
 
 def test_two_fleets_on_one_redis_do_not_see_each_other(fleet: Agents, sender: OrchestraCelery, redis_url: str) -> None:

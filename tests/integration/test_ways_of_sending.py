@@ -199,7 +199,7 @@ class TestCanvas:
 
     def test_a_follower_whose_arguments_do_not_fit_fails_on_its_agent(self, tasks: Any) -> None:
         """The chain's first task has succeeded; the second fails with every field named, and nobody hangs."""
-        result = chain(tasks.on_gpu.si(1), tasks.on_gpu.s()).apply_async()
+        result: Any = chain(tasks.on_gpu.si(1), tasks.on_gpu.s()).apply_async()
 
         with pytest.raises(ValidationError, match="value"):
             result.get(timeout=20)
