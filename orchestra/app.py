@@ -135,7 +135,7 @@ class OrchestraCelery(Celery):
             self.store.close()
         own: Any = self  # celery-types leaves some of Celery's attributes out
         if own._pool is not None:  # noqa: SLF001  # asking for `pool` would make one
-            own.pool.force_close_all()
+            own.pool.disconnect()
         for backend in list(self._backends):
             if hasattr(backend, "disconnect"):
                 backend.disconnect()

@@ -129,6 +129,13 @@ class _RecordingRedisBackend(_RecordingBackend):
     def on_task_call(self, producer: object, task_id: str) -> None:
         """Leave out the SUBSCRIBE per submission: whoever waits for a result subscribes then."""
 
+    def disconnect(self) -> None:
+        """Close the connections to Redis; the next use makes new ones."""
+        backend: Any = self
+        backend.result_consumer.stop()
+        if "client" in vars(backend):
+            backend.client.connection_pool.disconnect()
+
     def _store_result(
         self, task_id: str, result: Any, state: str, traceback: Any = None, request: Any = None, **kwargs: Any
     ) -> Any:  # Celery's signature

@@ -8,7 +8,7 @@ from time import monotonic
 from typing import Any
 
 from kombu import Connection
-from kombu.exceptions import OperationalError
+from kombu.exceptions import BatchPublishError, OperationalError
 from kombu.transport.redis import Transport as RedisTransport
 from redis import Redis
 from redis.exceptions import AuthenticationError, RedisError
@@ -111,7 +111,7 @@ def named_broker(task: str, location: Callable[[], str]) -> Iterator[None]:
         yield
     except SubmissionError:
         raise
-    except (OperationalError, BrokerUnavailableError, RedisError, OSError) as error:
+    except (OperationalError, BatchPublishError, BrokerUnavailableError, RedisError, OSError) as error:
         if isinstance(error, AuthenticationError) or isinstance(error.__cause__, AuthenticationError):
             message = f"{task} was not submitted: Redis at {location()} refused the user name or password."
             raise ConfigurationError(message) from error

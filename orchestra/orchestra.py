@@ -12,6 +12,7 @@ from celery.result import AsyncResult, EagerResult
 
 from orchestra.agent import Agent, AgentManager
 from orchestra.app import OrchestraCelery
+from orchestra.broker import named_broker
 from orchestra.backend import STATES
 from orchestra.capabilities import Requirement
 from orchestra.exceptions import AgentOrchestraException, UnknownTaskError, ValidationError
@@ -23,6 +24,7 @@ from orchestra.validation import check_payload, validate_delay, validate_task_ty
 __all__ = ["Orchestra", "TaskHandle"]
 
 _NEAREST: Final = 3
+_PER_ROUND_TRIP: Final = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +105,7 @@ class Orchestra:
     ) -> None:
         """Disconnect the app's idle connections, which connect anew when they are needed; those in use go on."""
         pool: Any = self.app.pool
-        idle = pool._resource  # noqa: SLF001  # kombu's queue of them; closing the pool would end it for the whole app
-        with idle.mutex:
-            for connection in idle.queue:
-                pool.collect_resource(connection)
+        pool.disconnect()
 
     def submit(
         self,
@@ -157,8 +156,8 @@ class Orchestra:
         """
         Submit a task once for each payload; the handles come in the payloads' order.
 
-        All payloads are checked before the first is sent, so that a wrong one leaves nothing behind. When Redis is
-        lost on the way, those sent before stay submitted.
+        They are sent in round trips of 500. All payloads are checked before the first is sent, so that a wrong one
+        leaves nothing behind. When Redis is lost on the way, those sent before stay submitted.
 
         Raises:
             ValidationError: as for `submit`, naming the payload by its place.
@@ -172,7 +171,11 @@ class Orchestra:
             except ValidationError as error:
                 message = f"Payload {place} of {len(batch)}: {error}"
                 raise ValidationError(message, errors=error.errors) from error
-        with self.app.producer_pool.acquire(block=True) as producer:
+        with (
+            named_broker(f"A batch of {len(batch)} {task_type}", self.app.broker_location),
+            self.app.producer_pool.acquire(block=True) as producer,
+            producer.batch(_PER_ROUND_TRIP),
+        ):
             extra = {**options, "requires": requires, "urgency": urgency, "producer": producer}
             return [self._send(task_type, payload, extra) for payload in batch]
 

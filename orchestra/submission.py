@@ -153,13 +153,19 @@ def plain(value: Any) -> Any:
     return value
 
 
-def _refuse_secrets(model: BaseModel) -> None:
-    for name, value in model:
-        if isinstance(value, Secret | SecretStr | SecretBytes):
-            message = (
-                f"{type(model).__name__}.{name} is a secret, and a task's message is no place for one: "
-                "send a reference to it, and read it on the agent."
-            )
-            raise PayloadError(message)
-        if isinstance(value, BaseModel):
-            _refuse_secrets(value)
+def _refuse_secrets(value: Any, place: str = "") -> None:
+    if isinstance(value, Secret | SecretStr | SecretBytes):
+        message = (
+            f"{place} is a secret, and a task's message is no place for one: send a reference to it, and read it on "
+            "the agent."
+        )
+        raise PayloadError(message)
+    if isinstance(value, BaseModel):
+        for name, item in value:
+            _refuse_secrets(item, f"{type(value).__name__}.{name}")
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            _refuse_secrets(item, place)
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        for item in value:
+            _refuse_secrets(item, place)

@@ -54,6 +54,16 @@ class FleetConnectionPool(ConnectionPool):
         made: FleetConnection = pooled(self, **dict(self.connection._info(resolve=False)))
         return made
 
+    def disconnect(self) -> None:
+        """
+        Disconnect what is idle, to connect anew when it is needed; connections in use go on.
+
+        kombu shares a pool among the apps of one URL and never makes another, so that closing it would end them all.
+        """
+        with self._resource.mutex:
+            for connection in self._resource.queue:
+                self.collect_resource(connection)
+
 
 _RoundRobin: Any = round_robin_cycle  # celery-types has it generic, which it isn't at run time
 
