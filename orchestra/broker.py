@@ -8,7 +8,7 @@ from time import monotonic
 from typing import Any
 
 from kombu import Connection
-from kombu.exceptions import BatchPublishError, OperationalError
+from kombu.exceptions import BatchPublishError, OperationalError  # type: ignore[attr-defined]  # newer than the stubs
 from kombu.transport.redis import Transport as RedisTransport
 from redis import Redis
 from redis.exceptions import AuthenticationError, RedisError

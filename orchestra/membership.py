@@ -124,6 +124,8 @@ class Membership:
                 self._away = True
             except AgentOrchestraException as error:
                 log.warning("beat refused", agent=self._profile.name, error=str(error))
+            except Exception:  # a sweep's own trouble, say: an agent that works mustn't look lost
+                log.exception("beat failed", agent=self._profile.name)
 
     def beat(self) -> None:
         """Say that the agent lives; register again where the registry has forgotten it."""

@@ -12,8 +12,8 @@ from celery.result import AsyncResult, EagerResult
 
 from orchestra.agent import Agent, AgentManager
 from orchestra.app import OrchestraCelery
-from orchestra.broker import named_broker
 from orchestra.backend import STATES
+from orchestra.broker import named_broker
 from orchestra.capabilities import Requirement
 from orchestra.exceptions import AgentOrchestraException, UnknownTaskError, ValidationError
 from orchestra.queues import CapabilityQueue
@@ -174,7 +174,7 @@ class Orchestra:
         with (
             named_broker(f"A batch of {len(batch)} {task_type}", self.app.broker_location),
             self.app.producer_pool.acquire(block=True) as producer,
-            producer.batch(_PER_ROUND_TRIP),
+            producer.batch(_PER_ROUND_TRIP),  # type: ignore[attr-defined]  # newer than celery-types
         ):
             extra = {**options, "requires": requires, "urgency": urgency, "producer": producer}
             return [self._send(task_type, payload, extra) for payload in batch]

@@ -8,11 +8,28 @@ from redis import Redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from orchestra.queues import QueueNames
+from orchestra.registry import AgentRegistry, CatalogueEntry
+from orchestra.state import StateManager
 from orchestra.store import Keys, Store
+from orchestra.types import TaskRecord, TaskState
 
-__all__ = ["FLEET", "client_at", "publish", "store_at"]
+__all__ = [
+    "ABOUT",
+    "FLEET",
+    "INDEX",
+    "beat_of",
+    "client_at",
+    "manager_of",
+    "publish",
+    "register",
+    "states_of",
+    "store_at",
+]
 
 FLEET = "shop"
+ABOUT = {"capabilities": "nlp", "host": "box", "pid": 4711}
+INDEX = CatalogueEntry(requires="nlp", urgency="high", enforced=True, arguments={"parameters": []})
 
 
 @contextmanager
@@ -48,3 +65,29 @@ def publish(
         [queue, keys.task(task_id), keys.queues, keys.queues_version],
         [message, suffix, name, queue, attempt, ttl_ms, note],
     )
+
+
+def manager_of(store: Store) -> StateManager:
+    """Give the shop's state manager."""
+    return StateManager(store, QueueNames(FLEET, "celery"), ttl_seconds=60)
+
+
+def states_of(record: TaskRecord | None) -> list[TaskState]:
+    """List the states that a record went through."""
+    assert record is not None
+    return [entry.state for entry in record.history]
+
+
+def register(registry: AgentRegistry, name: str = "text@a", instance: str = "1", **given: Any) -> str:
+    """Register an agent that knows one task."""
+    return registry.register(
+        name, instance, **{"about": ABOUT, "tasks": {"shop.index": INDEX}, "queues": ["nlp"], **given}
+    )
+
+
+def beat_of(
+    registry: AgentRegistry, name: str = "text@a", instance: str = "1", *, version: str = "", running: int = 0
+) -> tuple[bool, bool, str, tuple[str, ...] | None]:
+    """Beat for an agent, and return the answer's parts."""
+    answer = registry.beat(name, instance, version=version, queues=["shop:nlp"], running=running)
+    return answer.known, answer.taken, answer.version, answer.queues

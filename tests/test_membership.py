@@ -58,8 +58,16 @@ class Member:
     """An agent of the tests: a membership, and what it was told."""
 
     def __init__(
-        self, registry: AgentRegistry, *, name: str, instance: str, every_seconds: float, patience_seconds: float
+        self,
+        registry: AgentRegistry,
+        *,
+        name: str,
+        instance: str,
+        every_seconds: float,
+        patience_seconds: float,
+        fails: bool = False,
     ) -> None:
+        self.fails = fails
         self.told: list[tuple[str, ...]] = []
         self.serves: list[str] = []
         self.swept: list[Membership] = []
@@ -76,8 +84,14 @@ class Member:
             patience_seconds=patience_seconds,
             doing=lambda: (self.serves, 2),
             on_queues=self.told.append,
-            sweep=lambda: self.swept.append(self.membership),
+            sweep=self.sweep,
         )
+
+    def sweep(self) -> None:
+        """Note that there was a sweep, or fail as a result backend might."""
+        if self.fails:
+            raise ConnectionResetError
+        self.swept.append(self.membership)
 
 
 Join = Callable[..., Member]
@@ -229,6 +243,18 @@ class TestBeat:
         member = start()
 
         until(lambda: len(member.swept) == 2)
+
+    def test_trouble_of_a_sweep_does_not_end_the_thread(
+        self, registry: AgentRegistry, start: Join, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """An agent that works doesn't look lost because tidying up failed: that is logged as an error."""
+        start(fails=True)
+        until(lambda: "beat failed: agent=text@a" in caplog.text)
+        seen = only(registry).last_beat_at
+
+        until(lambda: only(registry).last_beat_at > seen)
+
+        assert "ConnectionResetError" in caplog.text
 
     def test_flushed_registration_heals(self, registry: AgentRegistry, store: Store, start: Join) -> None:
         """An agent that the registry forgot registers again, with what it serves, and hears of the queues anew."""

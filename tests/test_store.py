@@ -14,7 +14,7 @@ from redis.retry import Retry
 from orchestra.embedded import EmbeddedServer
 from orchestra.exceptions import AgentOrchestraException, BrokerUnavailableError, ConfigurationError
 from orchestra.store import Keys, Store, load_script, mapped_errors, pairs_of, text_of, texts_of
-from tests.stores import client_at, publish, store_at
+from tests.stores import client_at, store_at
 
 
 @pytest.fixture
@@ -175,6 +175,14 @@ class TestStore:
 
         assert 1 == len(asked)
 
+    def test_close_lets_the_client_go(self) -> None:
+        """Closing a store is telling the one who connects."""
+        forgotten: list[str] = []
+
+        Store(Redis, Keys("orchestra", "shop"), location="h:1", forget=lambda: forgotten.append("once")).close()
+
+        assert ["once"] == forgotten
+
     def test_keeps_a_server_that_refuses_a_command(self, redis_url: str) -> None:
         """A refused command is no reason to look for another server."""
         forgotten = []
@@ -290,163 +298,3 @@ class TestReplies:
             store.command("HSET", "h", "field", "value")
 
             assert {"field": "value"} == texts_of(store.command("HGETALL", "h"))
-
-
-class TestPublish:
-    def test_pushes_records_and_registers(self, store: Store) -> None:
-        """One call pushes the message, writes the task down and puts its queue on the table."""
-        publish(store, "1", message='{"body": 1}', suffix="nlp", queue="shop:nlp")
-
-        assert [b'{"body": 1}'] == store.command("LRANGE", "shop:nlp", 0, -1)
-        assert b"submitted" == store.command("HGET", store.keys.task("1"), "state")
-        assert [b"nlp"] == store.command("ZRANGE", store.keys.queues, 0, -1)
-        assert b"1" == store.command("GET", store.keys.queues_version)
-
-    def test_known_queue_keeps_the_version(self, store: Store) -> None:
-        """A queue that is on the table is renewed there, without calling every agent to read it."""
-        publish(store, "1", suffix="nlp")
-        first = float(store.command("ZSCORE", store.keys.queues, "nlp"))
-
-        publish(store, "2", suffix="nlp")
-
-        assert b"1" == store.command("GET", store.keys.queues_version)
-        assert first < float(store.command("ZSCORE", store.keys.queues, "nlp"))
-
-    def test_new_queue_raises_the_version(self, store: Store) -> None:
-        """A queue that appears is news for the agents."""
-        publish(store, "1", suffix="nlp")
-
-        publish(store, "2", suffix="gpu")
-
-        assert b"2" == store.command("GET", store.keys.queues_version)
-
-    def test_foreign_queue_is_not_registered(self, store: Store) -> None:
-        """A task that its project routed itself is recorded, and its queue stays off the table."""
-        publish(store, "1", suffix="", queue="billing")
-
-        assert b"billing" == store.command("HGET", store.keys.task("1"), "queue")
-        assert 0 == store.command("EXISTS", store.keys.queues)
-        assert 0 == store.command("EXISTS", store.keys.queues_version)
-
-
-class TestHandOn:
-    @staticmethod
-    def hand_on(store: Store, tag: str) -> int:
-        """Hand a delivery on as the transport does, to the queue of those who know `shop.index`."""
-        keys = store.keys
-        lists = ["unacked", "unacked_index", "shop:nlp@shop.index", keys.queues, keys.queues_version]
-        moved: int = store.run("hand_on", lists, [tag, '{"body": 1}', "nlp@shop.index"])
-        return moved
-
-    def test_moves_our_delivery(self, store: Store) -> None:
-        """The delivery is given up, the message waits in its new queue, and the agents hear of that."""
-        store.command("HSET", "unacked", "tag-1", "…")
-        store.command("ZADD", "unacked_index", 1, "tag-1")
-
-        assert 1 == self.hand_on(store, "tag-1")
-
-        assert [b'{"body": 1}'] == store.command("LRANGE", "shop:nlp@shop.index", 0, -1)
-        assert 0 == store.command("EXISTS", "unacked", "unacked_index")
-        assert [b"nlp@shop.index"] == store.command("ZRANGE", store.keys.queues, 0, -1)
-        assert b"1" == store.command("GET", store.keys.queues_version)
-
-    def test_moves_nothing_that_is_no_longer_ours(self, store: Store) -> None:
-        """A delivery that went back to its queue in the meantime stays there, so a message is never in two queues."""
-        store.command("ZADD", "unacked_index", 1, "tag-2")
-
-        assert 0 == self.hand_on(store, "tag-1")
-
-        assert [b"unacked_index"] == store.command("KEYS", "*")
-
-    def test_twice_moves_once(self, store: Store) -> None:
-        """A move that is repeated after a lost answer doesn't double the message."""
-        store.command("HSET", "unacked", "tag-1", "…")
-
-        moved = [self.hand_on(store, "tag-1"), self.hand_on(store, "tag-1")]
-
-        assert [1, 0] == moved
-        assert 1 == store.command("LLEN", "shop:nlp@shop.index")
-
-    def registered_after(self, store: Store, tag: str) -> float:
-        """Hand one more delivery on, and return the time of the queue's registration then."""
-        store.command("HSET", "unacked", tag, "…")
-        self.hand_on(store, tag)
-        return float(store.command("ZSCORE", store.keys.queues, "nlp@shop.index"))
-
-    def test_known_queue_is_no_news(self, store: Store) -> None:
-        """Further messages of the same task don't call every agent to read the table."""
-        self.registered_after(store, "tag-1")
-        self.registered_after(store, "tag-2")
-
-        assert b"1" == store.command("GET", store.keys.queues_version)
-
-    def test_registration_tells_since_when_something_waits(self, store: Store) -> None:
-        """The first message of a row renews the queue's registration, and those that join it don't."""
-        first, second = self.registered_after(store, "tag-1"), self.registered_after(store, "tag-2")
-        store.command("DEL", "shop:nlp@shop.index")
-        third = self.registered_after(store, "tag-3")
-
-        assert first == second < third
-
-
-class TestStoreResult:
-    @staticmethod
-    def store_result(store: Store, result: str, *, ttl: int = 0, state: str = "succeeded") -> int:
-        """Store a result as the backend does."""
-        record = [state, " - submitted running retrying ", "text@a", 1, "", 60_000, ""] if state else [""] * 7
-        stored: int = store.run("store_result", ["result", store.keys.task("1")], [result, ttl, '{"ok', *record])
-        return stored
-
-    def test_result_and_record_are_one_step(self, store: Store) -> None:
-        """Who sees the result sees the record that goes with it."""
-        publish(store, "1")
-
-        assert 1 == self.store_result(store, '{"ok": 1}')
-
-        assert b'{"ok": 1}' == store.command("GET", "result")
-        assert b"succeeded" == store.command("HGET", store.keys.task("1"), "state")
-
-    def test_success_stands(self, store: Store) -> None:
-        """A copy that was delivered twice doesn't overwrite the success of the first."""
-        self.store_result(store, '{"ok": 1}')
-
-        assert 0 == self.store_result(store, '{"failed": 2}', state="failed")
-
-        assert b'{"ok": 1}' == store.command("GET", "result")
-        assert b"succeeded" == store.command("HGET", store.keys.task("1"), "state")
-
-    def test_failure_gives_way(self, store: Store) -> None:
-        """A result that isn't a success may be followed by another."""
-        self.store_result(store, '{"retrying": 1}', state="retrying")
-
-        assert 1 == self.store_result(store, '{"ok": 2}')
-
-        assert b'{"ok": 2}' == store.command("GET", "result")
-
-    def test_expiry_is_set_where_it_is_wanted(self, store: Store) -> None:
-        """A result lives as long as Celery's setting says, for ever with 0."""
-        self.store_result(store, '{"failed": 1}', ttl=100, state="failed")
-        assert 0 < store.command("TTL", "result") <= 100
-
-        self.store_result(store, '{"failed": 1}', ttl=0, state="failed")
-        assert -1 == store.command("TTL", "result")
-
-    def test_waiting_callers_are_told(self, store: Store, redis_url: str) -> None:
-        """Whoever subscribed to the result gets it at once."""
-        with client_at(redis_url) as client, client.pubsub() as listener:
-            listener.subscribe("result")
-            assert listener.get_message(timeout=5) is not None
-
-            self.store_result(store, '{"ok": 1}')
-
-            message = listener.get_message(timeout=5)
-        assert message is not None
-        assert b'{"ok": 1}' == message["data"]
-
-    def test_without_a_state_leaves_the_record(self, store: Store) -> None:
-        """A state that the record doesn't know, such as a project's own, is stored as a result alone."""
-        publish(store, "1")
-
-        self.store_result(store, '{"progress": 40}', state="")
-
-        assert b"submitted" == store.command("HGET", store.keys.task("1"), "state")

@@ -44,6 +44,14 @@ class Login(BaseModel):
     password: SecretStr
 
 
+class Keyring(BaseModel):
+    """An argument with several secrets in it."""
+
+    listed: list[SecretStr] = []
+    named: dict[str, tuple[SecretStr, ...]] = {}
+    labels: set[str] = {"spare"}
+
+
 class Nested(BaseModel):
     """An argument with such an argument in it."""
 
@@ -330,6 +338,19 @@ class TestPlain:
 
         assert "Login.password is a secret" in str(caught.value)
         assert "hunter2" not in str(caught.value)
+
+    def test_model_that_may_hold_secrets_and_does_not_is_fine(self) -> None:
+        """It is the secret that can't travel, not its place."""
+        assert {"listed": [], "named": {"mail": []}, "labels": ["spare"]} == plain(Keyring(named={"mail": ()}))
+
+    @pytest.mark.parametrize("field", ["listed", "named"])
+    def test_secret_inside_a_field_is_refused(self, field: str) -> None:
+        """A secret deep inside a model is found as well, and the field is named."""
+        secret = SecretStr("hunter2")
+        keys = Keyring(listed=[secret]) if field == "listed" else Keyring(named={"mail": (secret,)})
+
+        with pytest.raises(PayloadError, match=f"Keyring.{field} is a secret"):
+            plain(keys)
 
     def test_other_tuples_are_left_alone(self) -> None:
         """A named tuple isn't made anew, which could fail."""

@@ -1,0 +1,1 @@
+"""What Agent Orchestra costs and saves, measured beside stock Celery."""

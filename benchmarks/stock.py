@@ -1,0 +1,11 @@
+"""The fleet of stock Celery; its processes never load ours."""
+
+from celery import Celery
+
+from benchmarks.tasks import declare
+
+__all__ = ["app", "bare"]
+
+app = Celery("stock", set_as_current=False)
+app.config_from_object("benchmarks.settings")
+bare = declare(app)

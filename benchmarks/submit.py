@@ -1,0 +1,150 @@
+"""What one submission costs in a warm process, and where the difference to stock Celery lies."""
+
+import json
+from collections.abc import Callable, Mapping
+from time import perf_counter_ns
+from typing import Any, Final
+
+from celery import Celery
+from redis import Redis
+
+from benchmarks import ours, stock
+from benchmarks.figures import Cost, Section, Spread, column, costs, ratio
+from orchestra.app import OrchestraCelery
+from orchestra.store import load_script
+from orchestra.submission import Call, prepare
+
+__all__ = ["measure_parts", "measure_submit"]
+
+_ARGUMENTS: Final = (1, "two")
+_STOCK: Final = "stock Celery"
+_OURS: Final = {"ours, no hints": ours.bare, "ours, enforced hints": ours.enforced, "ours, requires": ours.requiring}
+
+Act = Callable[[int], object]
+
+
+def measure_submit(client: "Redis", *, rounds: int, times: int) -> Section:
+    """Submit by `.delay()`, by turns."""
+    acts = {name: _delay(task) for name, task in {_STOCK: stock.bare, **_OURS}.items()}
+    spent = costs(acts, rounds=rounds, times=times, client=client)
+    clear(client)
+    rows = {name: [column(spent[name], part) for part in ("wall", "cpu", "server")] for name in acts}
+    rows["ours, requires : stock"] = [
+        ratio(mine, theirs) for mine, theirs in zip(rows["ours, requires"], rows[_STOCK], strict=True)
+    ]
+    return Section(
+        key="submit",
+        title="1. One .delay() of a warm process, in µs",
+        columns=("time", "CPU", "server's CPU"),
+        rows=rows,
+        note="CPU is the submitting process's. Stock's includes its SUBSCRIBE to the result.",
+    )
+
+
+def _delay(task: Any) -> Act:  # a task of either side
+    return lambda _: task.delay(*_ARGUMENTS)
+
+
+def clear(client: "Redis") -> None:
+    """Empty the server; stock's result consumer would keep a subscription for every task that was ever sent."""
+    stock.app.backend.result_consumer.stop()
+    client.flushall()
+
+
+class _Below(Celery):
+    """Celery's own `send_task`, with a clock."""
+
+    below_ns = 0
+
+    def send_task(self, *args: Any, **options: Any) -> Any:  # Celery's signature
+        start = perf_counter_ns()
+        sent = super().send_task(*args, **options)
+        self.below_ns += perf_counter_ns() - start
+        return sent
+
+
+class _Clocked(OrchestraCelery, _Below):  # type: ignore[misc]  # whose send_task stands between ours and Celery's
+    """Ours, with a clock around it: the difference of the two is what we do before Celery."""
+
+    whole_ns = 0
+
+    def send_task(self, *args: Any, **options: Any) -> Any:  # Celery's signature
+        start = perf_counter_ns()
+        sent = super().send_task(*args, **options)
+        self.whole_ns += perf_counter_ns() - start
+        return sent
+
+
+def measure_parts(client: "Redis", *, rounds: int, times: int) -> Section:
+    """Measure the steps of a submission one by one: those that we add, those that we replace, those that we spare."""
+    acts = {**_checking(), **_publishing(client)}
+    spent = costs(acts, rounds=rounds, times=times, client=client)
+    rows = {name: [column(spent[name], part) for part in ("wall", "cpu", "server")] for name in acts}
+    before = _before_celery(rounds, times)
+    clear(client)
+    return Section(
+        key="parts",
+        title="1b. A submission's steps, in µs",
+        columns=("time", "CPU", "server's CPU"),
+        rows={"added: all before Celery": [before, Spread((0.0,)), Spread((0.0,))], **rows},
+        note="'All before Celery' holds the two prepare rows' work, and is timed inside a real .delay().",
+    )
+
+
+def _before_celery(rounds: int, times: int) -> Spread:
+    app: Any = _Clocked("ours", set_as_current=False)
+    app.config_from_object("benchmarks.settings")
+    _, _, requiring = ours.declare_ours(app)
+    spent: list[Cost] = []
+    for _ in range(-1, rounds):
+        app.below_ns = app.whole_ns = 0
+        for _ in range(times):
+            requiring.delay(*_ARGUMENTS)
+        spent.append(Cost(wall=(app.whole_ns - app.below_ns) / times))
+    app.close()
+    return column(spent[1:], "wall")
+
+
+def _checking() -> Mapping[str, Act]:
+    """Return the steps that come before Redis."""
+    app, tasks = ours.app, {"no hints": ours.bare, "requires": ours.requiring}
+
+    def act(task: Any) -> Act:  # OrchestraTask
+        call = Call(task=task.name, args=_ARGUMENTS, kwargs={})
+        return lambda _: prepare(call, task.declared, app.limits, enforce=task.enforced)
+
+    return {
+        **{f"added: prepare, {name}": act(task) for name, task in tasks.items()},
+        "added: router": lambda _: app.task_router("requiring", _ARGUMENTS, {}, {}),
+    }
+
+
+def _publishing(client: "Redis") -> Mapping[str, Act]:
+    """Return the ways to put one and the same message into a queue, each task with an id of its own."""
+    queue = ours.app.queue_names.name_for(ours.requiring.declared.requires)
+    ours.requiring.delay(*_ARGUMENTS)
+    listed: Any = client.keys(f"{queue}*")  # the name ends with the priority
+    message = json.loads(str(client.lindex(listed[0], 0).decode()))  # type: ignore[union-attr]  # redis-py types its async twin in
+    channels = {side: app.connection_for_write().default_channel for side, app in _sides().items()}
+
+    def put(channel: Any) -> Act:  # kombu's
+        return lambda number: channel._put(queue, _numbered(message, number))  # noqa: SLF001  # the step itself
+
+    keys, args = channels["ours"]._publish_arguments(queue, message, message["headers"])  # noqa: SLF001
+    script, text = load_script("publish"), args[0]
+    return {
+        "stock: channel puts": put(channels["stock"]),
+        "ours: channel puts": put(channels["ours"]),
+        "stock: LPUSH alone": lambda _: client.lpush(keys[0], text),
+        "ours: script alone": lambda number: script.run(client, [keys[0], f"{keys[1]}{number}", *keys[2:]], args),
+        "stock: SUBSCRIBE": lambda number: stock.app.backend.on_task_call(None, f"{number}"),
+        "ours: no SUBSCRIBE": lambda number: ours.app.backend.on_task_call(None, f"{number}"),
+    }
+
+
+def _sides() -> Mapping[str, Any]:  # apps
+    return {"stock": stock.app, "ours": ours.app}
+
+
+def _numbered(message: Mapping[str, Any], number: int) -> dict[str, Any]:
+    return {**message, "headers": {**message["headers"], "id": f"{message['headers']['id']}{number}"}}
