@@ -14,10 +14,11 @@ from celery import bootsteps
 from celery.exceptions import NotRegistered, WorkerShutdown
 from celery.platforms import EX_FAILURE
 from celery.worker import state as worker_state
+from redis.exceptions import RedisError
 
 from orchestra.app import told_plainly
 from orchestra.capabilities import GENERAL, CapabilitySet, Requirement
-from orchestra.exceptions import AgentNameTakenError, BrokerUnavailableError
+from orchestra.exceptions import AgentNameTakenError, AgentOrchestraException, BrokerUnavailableError
 from orchestra.logging_utils import get_logger
 from orchestra.membership import Membership, Profile, served_queues
 from orchestra.registry import AgentEntry, AgentRegistry, CatalogueEntry
@@ -238,4 +239,7 @@ def _fail(app: Any, buried: Buried) -> None:
     for raw in buried.messages:
         task_id = json.loads(raw)["headers"]["id"]
         log.error("task dead", task=buried.task, task_id=task_id, reason="unregistered")
-        app.backend.mark_as_failure(task_id, NotRegistered(buried.task))
+        try:
+            app.backend.mark_as_failure(task_id, NotRegistered(buried.task))
+        except (AgentOrchestraException, RedisError, OSError) as error:  # the others' waiters are told all the same
+            log.warning("result not stored", task_id=task_id, error=str(error))

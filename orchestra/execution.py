@@ -78,7 +78,9 @@ def run(
 def settle(error: Exception, *, attempt: int, policy: RetryPolicy) -> Retry | Dead:
     """Decide what a failed attempt leads to."""
     if isinstance(error, MemoryError):  # Celery would end the whole agent, and the next one that gets the message
-        return Dead(PermanentError(f"The task ran out of memory: {error}"), "out of memory")
+        failure = PermanentError(f"The task ran out of memory: {error}")
+        failure.__cause__ = error
+        return Dead(failure, "out of memory")
     if policy.explicit_only and not isinstance(error, RetryableError):
         return Dead(error, "the task declares no max_attempts")
     decision = handle_retry_logic(

@@ -1,5 +1,6 @@
 """Structured logging: an event is a past fact with fields, sent through Python's own logging."""
 
+import json
 import logging
 from collections.abc import MutableMapping
 from typing import Any, cast
@@ -29,6 +30,12 @@ def _as_text(_: Any, __: str, event: MutableMapping[str, Any]) -> str:  # struct
     """Write an event as `what happened: field=value field=value`."""
     trace = event.pop("exception", None)
     text = str(event.pop("event"))
-    fields = " ".join(f"{name}={value}" for name, value in event.items())
+    fields = " ".join(f"{name}={_one_word(value)}" for name, value in event.items())
     line = f"{text}: {fields}" if fields else text
     return f"{line}\n{trace}" if trace else line
+
+
+def _one_word(value: object) -> str:
+    """Quote what holds white space, so that a value can neither look like a field nor like a line of its own."""
+    text = str(value)
+    return text if text and not any(map(str.isspace, text)) else json.dumps(text, ensure_ascii=False)

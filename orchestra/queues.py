@@ -53,6 +53,14 @@ class QueueNames:
             )
             raise ConfigurationError(message)
 
+        if self.default.startswith(f"{self.fleet}:") and self.default != f"{self.fleet}:{GENERAL.suffix}":
+            message = (
+                f"The default queue is {self.default!r}, which is the name of a requirement's queue: set "
+                f"task_default_queue to '{self.fleet}:{GENERAL.suffix}', or to a name that doesn't begin with "
+                f"'{self.fleet}:'."
+            )
+            raise ConfigurationError(message)
+
     def name(self, queue: CapabilityQueue) -> str:
         """Return the queue's name."""
         if queue == _GENERAL_QUEUE:

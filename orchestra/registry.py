@@ -140,9 +140,10 @@ class AgentRegistry:
         )
 
     def catalogue(self) -> dict[str, CatalogueEntry]:
-        """Return what the fleet knows to run: task name -> entry."""
+        """Return what the fleet knows to run: task name -> entry. What can't be read is left out."""
         reply = self._store.command("HGETALL", self._store.keys.catalogue)
-        return {task: _load_entry(text) for task, text in texts_of(reply).items()}
+        loaded = {task: _load_entry(text) for task, text in texts_of(reply).items()}
+        return {task: entry for task, entry in loaded.items() if entry is not None}
 
     def queues(self) -> dict[str, datetime]:
         """Return the table of capability queues: suffix -> when it was last registered."""
@@ -199,9 +200,14 @@ def _dump_entry(entry: CatalogueEntry) -> str:
     return json.dumps({name: value for name, value in fields.items() if value})
 
 
-def _load_entry(text: str) -> CatalogueEntry:
-    """Read an entry; fields that a newer agent wrote are left aside."""
-    fields = json.loads(text)
+def _load_entry(text: str) -> CatalogueEntry | None:
+    """Read an entry; fields that a newer agent wrote are left aside. None stands for one that isn't an entry."""
+    try:
+        fields = json.loads(text)
+    except ValueError:
+        return None
+    if not isinstance(fields, dict):
+        return None
     return CatalogueEntry(
         requires=fields.get("requires"),
         urgency=fields.get("urgency"),

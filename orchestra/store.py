@@ -9,7 +9,7 @@ from importlib.resources import files
 from typing import Any, TypeAlias, TypeVar
 
 from redis import Redis
-from redis.exceptions import AuthenticationError, NoScriptError, RedisError
+from redis.exceptions import AuthenticationError, NoScriptError, ReadOnlyError, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
@@ -112,7 +112,7 @@ def mapped_errors(location: str) -> Iterator[None]:
     except AuthenticationError as exc:
         message = f"Redis at {location} refused the user name or password; correct the broker URL."
         raise ConfigurationError(message) from exc
-    except (RedisConnectionError, RedisTimeoutError, OSError) as exc:
+    except (RedisConnectionError, RedisTimeoutError, ReadOnlyError, OSError) as exc:  # read-only: after a failover
         reason = str(exc).rstrip(".")
         message = f"Redis at {location} cannot be reached: {reason}. Is the server running, and the address right?"
         raise BrokerUnavailableError(message) from exc

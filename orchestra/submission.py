@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from pydantic import BaseModel, Secret, SecretBytes, SecretStr
 
@@ -110,22 +110,27 @@ def _checked(call: Call, declared: Declared, limits: Limits, *, enforce: bool) -
     return None
 
 
-def canonical_requires(value: Any) -> None:  # whatever a caller passes along
+def canonical_requires(value: Any, _depth: int = 0) -> None:  # whatever a caller passes along
     """
     Write the requirement of every signature inside `value` in its canonical text, in place.
 
     A signature may carry `requires={…}` as a set, which JSON can't hold, and it may hold further signatures: the rest
     of a chain, the members of a group, callbacks.
     """
+    if _depth > _DEEPEST:  # the message's encoding refuses it, in words of its own
+        return
     if isinstance(value, (list, tuple)):
         for item in value:
-            canonical_requires(item)
+            canonical_requires(item, _depth + 1)
     elif isinstance(value, dict):
         options = value.get("options") if "subtask_type" in value else None
         if isinstance(options, dict) and options.get("requires") is not None:
             options["requires"] = Requirement.parse(options["requires"]).text
         for part in value.values():
-            canonical_requires(part)
+            canonical_requires(part, _depth + 1)
+
+
+_DEEPEST: Final = 200
 
 
 def plain(value: Any) -> Any:

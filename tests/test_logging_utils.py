@@ -35,6 +35,12 @@ class TestGetLogger:
 
         assert ["task taken: agent=text@a task_id=7c9e"] == records.messages
 
+    def test_values_with_white_space_are_quoted(self, records: pytest.LogCaptureFixture) -> None:
+        """A value from outside can't look like a further field, nor like a further line."""
+        get_logger("orchestra.sample").info("task refused", task="a b\nc=d", empty="")
+
+        assert ['task refused: task="a b\\nc=d" empty=""'] == records.messages
+
     def test_level_is_the_applications(self, records: pytest.LogCaptureFixture) -> None:
         """An app that sets levels through Python's logging is heard."""
         log = get_logger("orchestra.sample")
@@ -60,6 +66,8 @@ class TestGetLogger:
 
     def test_projects_own_structlog_is_untouched(self) -> None:
         """An app that configures structlog itself doesn't meet our settings there."""
+        configured = structlog.get_config()
+
         get_logger("orchestra.sample").info("agent joined")
 
-        assert not structlog.is_configured()
+        assert configured == structlog.get_config()

@@ -104,3 +104,11 @@ class TestQueueNames:
 
         assert repr(fleet) in str(caught.value)
         assert "ORCHESTRA_NAMESPACE" in str(caught.value)
+
+
+class TestDefaultQueue:
+    def test_a_requirements_name_is_refused(self) -> None:
+        """General work and a requirement's work in one queue would reach agents that satisfy only one of them."""
+        assert "shop:general" == QueueNames("shop", "shop:general").default
+        with pytest.raises(ConfigurationError, match="task_default_queue"):
+            QueueNames("shop", "shop:nlp")
