@@ -1,38 +1,67 @@
 """Which commands Redis gets for one task, counted with MONITOR."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping
-from typing import Any, Final
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final, TypeVar
 
 from redis import Redis
 
-from benchmarks import ours, stock
-from benchmarks.drain import PLANS, drain
+from benchmarks.drain import PLANS, Plan, drain
 from benchmarks.figures import Section, Spread
 from benchmarks.submit import clear
+from benchmarks.tasks import FIRST, LAST
 
 __all__ = ["measure_commands"]
 
-_SUBMITTED: Final = {
-    "stock Celery": stock.bare,
-    "ours, no hints": ours.bare,
-    "ours, enforced hints": ours.enforced,
-    "ours, requires": ours.requiring,
-}
+Result = TypeVar("Result")
+
+_SELDOM: Final = 0.05  # commands a task; what comes less often is a beat or a mark
 
 
 def measure_commands(client: "Redis", *, tasks: int) -> Section:
     """Count what clients send, not what scripts do: at the submission, and while a worker runs the task."""
-    submitted = {name: _counted(client, _submitting(client, task, tasks)) for name, task in _SUBMITTED.items()}
-    run = {name: _counted(client, lambda plan=plan: drain(plan, client, tasks)) for name, plan in PLANS.items()}
-    rows = {}
-    for name in submitted:
-        sent, done = (sum(counter.values()) / tasks for counter in (submitted[name], run.get(name, Counter())))
-        rows[name] = [Spread((sent,)), *([Spread((done,)), Spread((sent + done,))] if name in run else _UNKNOWN)]
+    rows: dict[str, list[Spread]] = {}
+    lists: list[str] = []
+    for name, plan in PLANS.items():
+        sent, _ = _counted(client, partial(_submit, client, plan, tasks))
+        done, drained = _counted(client, partial(drain, plan, client, tasks))
+        shares = [sum(counter.values()) / tasks for counter in (sent, done)]
+        rows[name] = [Spread((share,)) for share in (*shares, sum(shares), drained.reads)]
+        lists += [f"{name}, submit: {_listed(sent, tasks)}", f"{name}, run: {_listed(done, tasks)}"]
     return Section(
         key="commands",
         title=f"2. Commands that Redis gets for one task (means of {tasks:,})",
-        columns=("submit", "run", "whole life"),
-        rows={name: row for name, row in rows.items() if name in run},
-        note="\n".join(f"{name}: {_listed(submitted[name], run[name], tasks)}" for name in run),
+        columns=("submit", "run", "whole life", "round trips of the run"),
+        rows=rows,
+        note="\n".join([*lists, "Round trips: how often the server read from a client."]),
     )
+
+
+def _submit(client: "Redis", plan: Plan, tasks: int) -> None:
+    task, options = plan.queues[0]
+    task.apply_async((1, "two"), **options)
+    client.echo(FIRST)
+    for _ in range(tasks):
+        task.apply_async((1, "two"), **options)
+    client.echo(LAST)
+    clear(client)
+
+
+def _counted(client: Any, act: Callable[[], Result]) -> tuple[Counter[str], Result]:  # Redis, whose monitor is untyped
+    """Count the commands of clients between the two marks that `act` leaves, and return what it returns as well."""
+    counter: Counter[str] = Counter()
+    with client.monitor() as monitor:
+        result = act()
+        next_command = monitor.next_command
+        while next_command()["command"] != f"ECHO {FIRST}":
+            pass
+        while (seen := next_command())["command"] != f"ECHO {LAST}":
+            if seen["client_type"] != "lua":
+                counter[seen["command"].split(" ", 1)[0].upper()] += 1
+    return counter, result
+
+
+def _listed(counter: Counter[str], tasks: int) -> str:
+    often = ((name, count / tasks) for name, count in counter.most_common() if count / tasks >= _SELDOM)
+    return ", ".join(f"{name} {share:.3g}" for name, share in often)

@@ -1,9 +1,11 @@
 """What checking arguments and choosing a queue cost, without Redis."""
 
+from collections.abc import Callable
 from typing import Any
 
 from benchmarks import ours
 from benchmarks.figures import Section, column, costs, ratio
+from orchestra.task_router import TaskRouter
 
 __all__ = ["measure_lookups"]
 
@@ -16,8 +18,7 @@ def measure_lookups(*, rounds: int, times: int) -> Section:
         "an empty call": lambda _: None,
         "check (1, 'two')": lambda _: check("requiring", (1, "two"), {}),
         "check x=1, y='two'": lambda _: check("requiring", (), {"x": 1, "y": "two"}),
-        "route: 1 requirement": lambda _: router(names[0], (), {}, {}),
-        f"route: {len(names)} requirements": lambda number: router(names[number % len(names)], (), {}, {}),
+        **{f"route: {count} declared": _routing(router, names[:count]) for count in (1, len(names))},
     }
     spent = costs(acts, rounds=rounds, times=times)
     rows = {name: [column(spent[name], part) for part in ("wall", "cpu")] for name in acts}
@@ -29,3 +30,7 @@ def measure_lookups(*, rounds: int, times: int) -> Section:
         columns=("time", "CPU"),
         rows=rows,
     )
+
+
+def _routing(router: TaskRouter, names: list[str]) -> Callable[[int], object]:
+    return lambda number: router(names[number % len(names)], (), {}, {})

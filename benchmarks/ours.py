@@ -10,7 +10,7 @@ __all__ = ["SKILLS", "app", "bare", "declare_ours", "enforced", "requiring", "sk
 SKILLS: Final = 256
 
 
-def _hinted(_x: int, _y: str) -> None:
+def _hinted(x: int, y: str) -> None:
     """Do nothing."""
 
 

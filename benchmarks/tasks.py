@@ -7,8 +7,9 @@ from typing import Any
 
 from redis import Redis
 
-__all__ = ["MARKS", "bare", "declare", "mark"]
+__all__ = ["FIRST", "LAST", "MARKS", "bare", "declare", "mark"]
 
+FIRST, LAST = "benchmark:first", "benchmark:last"
 MARKS = "benchmark:marks"
 
 
@@ -20,13 +21,12 @@ def mark(label: str) -> None:
     """
     Tell what the worker and the server have used so far.
 
-    An ECHO tells where in a MONITOR's stream this stands.
+    An ECHO of the label says where in a MONITOR's stream this stands.
     """
     with Redis.from_url(os.environ["ORCHESTRA_BROKER_URL"]) as client:
         client.echo(label)
         info: Any = client.info("everything")
         seen = {
-            "label": label,
             "wall": time.monotonic(),
             "cpu": time.process_time(),
             "server_cpu": info["used_cpu_user"] + info["used_cpu_sys"],

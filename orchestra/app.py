@@ -15,7 +15,15 @@ from kombu.utils.objects import cached_property
 
 from orchestra.arguments import ArgumentSchema
 from orchestra.backend import recording
-from orchestra.broker import BrokerLink, is_same_database, location_of, named_broker, within
+from orchestra.broker import (
+    REDIS_SCHEMES,
+    BrokerLink,
+    is_same_database,
+    location_of,
+    name_results,
+    named_broker,
+    within,
+)
 from orchestra.capabilities import CapabilitySet, Requirement
 from orchestra.config import OrchestraSettings, load_settings
 from orchestra.exceptions import ConfigurationError, ValidationError
@@ -31,7 +39,6 @@ from orchestra.types import Urgency
 
 __all__ = ["OrchestraCelery", "told_plainly"]
 
-_REDIS_SCHEMES: Final = ("redis", "rediss", "redis+socket", "sentinel")
 _INVARIANTS: Final = {
     "accept_content": ["json"],
     "task_serializer": "json",
@@ -156,7 +163,7 @@ class OrchestraCelery(Celery):
         if not (conf.broker_url or conf.broker_read_url or conf.broker_write_url):
             conf.broker_url = self.settings.broker_url.get_secret_value()
         if not conf.result_backend:
-            conf.result_backend = self._default_backend(conf)
+            name_results(conf, self.settings.result_backend)
         if not conf.value_set_for("task_acks_late"):
             conf.task_acks_late = True
         for name, value in _INVARIANTS.items():
@@ -178,13 +185,13 @@ class OrchestraCelery(Celery):
                 raise ConfigurationError(message)
         if not self.is_on_redis:
             scheme = self.connection_for_read().transport_cls
-            message = f"The broker's scheme is {scheme!r}; agents need Redis: {', '.join(_REDIS_SCHEMES)}."
+            message = f"The broker's scheme is {scheme!r}; agents need Redis: {', '.join(REDIS_SCHEMES)}."
             raise ConfigurationError(message)
 
     @cached_property
     def is_on_redis(self) -> bool:
         """Whether the broker is one that holds our registry and records; others, such as `memory://`, only send."""
-        return self.connection_for_read().transport_cls in _REDIS_SCHEMES
+        return self.connection_for_read().transport_cls in REDIS_SCHEMES
 
     @property
     def transport_options(self) -> dict[str, Any]:
@@ -199,11 +206,6 @@ class OrchestraCelery(Celery):
             "orchestra_prefix": self.settings.key_prefix,
             "orchestra_record_ttl_seconds": self.settings.state_ttl_seconds,
         }
-
-    def _default_backend(self, conf: Any) -> str | None:
-        """Return the broker's URL as that of the results, where it is one that Celery's backends understand."""
-        url = str(conf.broker_write_url or "").split(";")[0]
-        return url if url.partition("://")[0] in _REDIS_SCHEMES else None
 
     def _get_backend(self) -> Any:
         by_url: Any = backends.by_url  # celery-types has it return the class alone
@@ -236,9 +238,15 @@ class OrchestraCelery(Celery):
             ConfigurationError: an option makes no sense; it names task, option and what is allowed.
 
         """
-        if any(name in options for name in DECLARABLE):
-            check_declaration(options.get("name") or "being declared", options)
-        return super().task(*args, **options)
+        decorate = super().task(*args, **options)
+        if args or not any(name in options for name in DECLARABLE):
+            return decorate
+
+        def declare(fun: Callable[..., Any]) -> Any:
+            check_declaration(options.get("name") or self.gen_task_name(fun.__name__, fun.__module__), options)
+            return decorate(fun)
+
+        return declare
 
     def create_task_cls(self) -> type[OrchestraTask[..., Any]]:
         """Mix our task class into whichever base the app has: Celery's, Django's, or the project's own."""
@@ -381,7 +389,7 @@ def told_plainly() -> Iterator[None]:
 
 
 def _refuse_pickle(conf: Any) -> None:
-    for setting in ("task_serializer", "result_serializer", "accept_content"):
+    for setting in ("task_serializer", "result_serializer", "accept_content", "result_accept_content"):
         named = conf[setting]
         if "pickle" in ([named] if isinstance(named, str) else named or ()):
             message = (

@@ -132,7 +132,10 @@ class _RecordingRedisBackend(_RecordingBackend):
     def disconnect(self) -> None:
         """Close the connections to Redis; the next use makes new ones."""
         backend: Any = self
-        backend.result_consumer.stop()
+        consumer = backend.result_consumer
+        consumer.stop()
+        consumer._pubsub = None  # else a result that is forgotten later would connect again to unsubscribe
+        consumer.subscribed_to.clear()
         if "client" in vars(backend):
             backend.client.connection_pool.disconnect()
 

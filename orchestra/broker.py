@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from threading import RLock
 from time import monotonic
-from typing import Any
+from typing import Any, Final
 
 from kombu import Connection
 from kombu.exceptions import BatchPublishError, OperationalError  # type: ignore[attr-defined]  # newer than the stubs
@@ -13,9 +13,22 @@ from kombu.transport.redis import Transport as RedisTransport
 from redis import Redis
 from redis.exceptions import AuthenticationError, RedisError
 
+from orchestra.config import RedisUrl
 from orchestra.exceptions import BrokerUnavailableError, ConfigurationError
 
-__all__ = ["BrokerLink", "SubmissionError", "is_same_database", "location_of", "named_broker", "within"]
+__all__ = [
+    "REDIS_SCHEMES",
+    "BrokerLink",
+    "SubmissionError",
+    "is_same_database",
+    "location_of",
+    "name_results",
+    "named_broker",
+    "within",
+]
+
+REDIS_SCHEMES: Final = ("redis", "rediss", "redis+socket", "sentinel")
+_SENTINEL_OPTIONS: Final = ("master_name", "min_other_sentinels", "sentinel_kwargs")
 
 
 class SubmissionError(BrokerUnavailableError, OperationalError):
@@ -79,6 +92,21 @@ def is_same_database(connection: Connection, parameters: Mapping[str, Any]) -> b
     database = str(connection.virtual_host or "").strip("/") or "0"
     mine = host, str(connection.port or 6379), database
     return mine == tuple(str(parameters.get(name, "")) for name in ("host", "port", "db"))
+
+
+def name_results(conf: Any, named: RedisUrl | None) -> None:
+    """Have results go where the settings say, else to the broker's Redis, by the way that leads to the broker."""
+    url = str(conf.broker_write_url or "")
+    scheme = url.partition("://")[0]
+    if named is not None:
+        conf.result_backend = named.get_secret_value()
+    elif scheme in REDIS_SCHEMES:
+        conf.result_backend = url if scheme == "sentinel" else url.partition(";")[0]  # a list is Sentinel's alone
+        if isinstance(conf.broker_use_ssl, Mapping) and not conf.redis_backend_use_ssl:
+            conf.redis_backend_use_ssl = conf.broker_use_ssl
+        if scheme == "sentinel":
+            way = {name: value for name, value in conf.broker_transport_options.items() if name in _SENTINEL_OPTIONS}
+            conf.result_backend_transport_options = {**way, **conf.result_backend_transport_options}
 
 
 def within(seconds: float, clock: Callable[[], float] = monotonic) -> Callable[[Exception, float], None]:

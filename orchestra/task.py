@@ -175,7 +175,7 @@ class OrchestraTask(Task[P, R]):
 
     # ── the agent's side ──
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:  # the task's own types
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the task: guarded and settled when an agent performs it, plainly when it is called as a function."""
         request: Any = self.request  # marked as guarded, and as performed
         if request.called_directly or getattr(request, "guarded", False):
@@ -190,7 +190,8 @@ class OrchestraTask(Task[P, R]):
             passing=_CONTROL_FLOW,
         )
         request.performed = True
-        return self._settled(outcome)
+        result: R = self._settled(outcome)
+        return result
 
     def _start(self, request: Any) -> None:
         """Write the task down as running; a task that was cancelled while it waited isn't run."""

@@ -33,8 +33,8 @@ class FleetConnection(Connection):
         return _OURS.get(str(self.transport_cls)) or super().get_transport_cls()
 
     def __eqhash__(self) -> tuple[Any, ...]:
-        """Never share a pooled connection with a stock one to the same URL."""
-        return ("orchestra", super().__eqhash__())
+        """Never share a pool with a stock connection to the same URL, or with one that has other servers to turn to."""
+        return ("orchestra", *self.alt, super().__eqhash__())
 
     def Pool(self, limit: int | None = None, **_: Any) -> "FleetConnectionPool":  # noqa: N802  # kombu's name
         """Return a pool of connections like this one."""
@@ -60,8 +60,9 @@ class FleetConnectionPool(ConnectionPool):
 
         kombu shares a pool among the apps of one URL and never makes another, so that closing it would end them all.
         """
-        with self._resource.mutex:
-            for connection in self._resource.queue:
+        idle = _kombu(self)._resource
+        with idle.mutex:
+            for connection in idle.queue:
                 self.collect_resource(connection)
 
 

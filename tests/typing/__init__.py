@@ -1,0 +1,1 @@
+"""The public API as a user types it, for mypy to read."""
