@@ -8,7 +8,6 @@ from orchestra.exceptions import (
     Backoff,
     PermanentError,
     RetryableError,
-    SecurityError,
     ValidationError,
 )
 from orchestra.orchestra import Orchestra, TaskHandle
@@ -29,7 +28,6 @@ __all__ = [
     "PermanentError",
     "Requirement",
     "RetryableError",
-    "SecurityError",
     "StateManager",
     "TaskHandle",
     "TaskRouter",

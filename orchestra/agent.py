@@ -16,9 +16,9 @@ from celery.platforms import EX_FAILURE
 from celery.worker import state as worker_state
 from redis.exceptions import RedisError
 
-from orchestra.app import told_plainly
 from orchestra.capabilities import GENERAL, CapabilitySet, Requirement
 from orchestra.exceptions import AgentNameTakenError, AgentOrchestraException, BrokerUnavailableError
+from orchestra.invariants import told_plainly
 from orchestra.logging_utils import get_logger
 from orchestra.membership import Membership, Profile, served_queues
 from orchestra.registry import AgentEntry, AgentRegistry, CatalogueEntry

@@ -1,7 +1,6 @@
 """OrchestraCelery: a Celery app whose tasks say what they require."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any, Concatenate, Final, Literal, ParamSpec, TypeVar, overload
 from weakref import WeakSet
 
@@ -27,6 +26,7 @@ from orchestra.broker import (
 from orchestra.capabilities import CapabilitySet, Requirement
 from orchestra.config import OrchestraSettings, load_settings
 from orchestra.exceptions import ConfigurationError, ValidationError
+from orchestra.invariants import INVARIANTS, check_invariants, refuse_pickle, told_plainly
 from orchestra.logging_utils import get_logger
 from orchestra.queues import QueueNames
 from orchestra.registry import AgentRegistry, CachedCatalogue, CatalogueEntry
@@ -37,15 +37,8 @@ from orchestra.task import DECLARABLE, OrchestraTask, check_declaration
 from orchestra.task_router import TaskRouter
 from orchestra.types import Urgency
 
-__all__ = ["OrchestraCelery", "told_plainly"]
+__all__ = ["OrchestraCelery"]
 
-_INVARIANTS: Final = {
-    "accept_content": ["json"],
-    "task_serializer": "json",
-    "result_serializer": "json",
-    "task_reject_on_worker_lost": True,
-    "worker_consumer": "orchestra.request:OrchestraConsumer",
-}
 _SIGNATURE_OPTIONS: Final = ("link", "link_error", "chain", "chord")
 
 log = get_logger(__name__)
@@ -159,15 +152,14 @@ class OrchestraCelery(Celery):
         return conf
 
     def _apply_invariants(self, conf: Any) -> None:
-        _refuse_pickle(conf)
+        refuse_pickle(conf)
         if not (conf.broker_url or conf.broker_read_url or conf.broker_write_url):
             conf.broker_url = self.settings.broker_url.get_secret_value()
         if not conf.result_backend:
             name_results(conf, self.settings.result_backend)
         if not conf.value_set_for("task_acks_late"):
             conf.task_acks_late = True
-        for name, value in _INVARIANTS.items():
-            conf[name] = value
+        conf.update(INVARIANTS)
 
     def check_invariants(self) -> None:
         """
@@ -177,12 +169,7 @@ class OrchestraCelery(Celery):
             ConfigurationError: it names the setting.
 
         """
-        for name, value in _INVARIANTS.items():
-            if self.conf[name] != value:
-                message = (
-                    f"The setting {name} is {self.conf[name]!r}, and Orchestra needs {value!r}: remove the override."
-                )
-                raise ConfigurationError(message)
+        check_invariants(self.conf)
         if not self.is_on_redis:
             scheme = self.connection_for_read().transport_cls
             message = f"The broker's scheme is {scheme!r}; agents need Redis: {', '.join(REDIS_SCHEMES)}."
@@ -375,28 +362,6 @@ def _mixed(base: type[CeleryTask[..., Any]]) -> type[OrchestraTask[..., Any]]:
     if base is CeleryTask:
         return OrchestraTask
     return type(str(base.__name__), (base, OrchestraTask), {"__module__": base.__module__, "abstract": True})
-
-
-@contextmanager
-def told_plainly() -> Iterator[None]:
-    """End a `celery` command with one line, where a wrong setting would make it show a trace."""
-    try:
-        yield
-    except (ConfigurationError, ValidationError) as error:
-        if click.get_current_context(silent=True) is None:
-            raise
-        raise click.UsageError(str(error)) from error
-
-
-def _refuse_pickle(conf: Any) -> None:
-    for setting in ("task_serializer", "result_serializer", "accept_content", "result_accept_content"):
-        named = conf[setting]
-        if "pickle" in ([named] if isinstance(named, str) else named or ()):
-            message = (
-                f"The setting {setting} names pickle, which runs code from whoever can write to Redis; Orchestra takes "
-                "JSON only. Remove the setting, and pass ids or JSON values to the tasks that relied on it."
-            )
-            raise ConfigurationError(message)
 
 
 def _capabilities_option() -> click.Option:

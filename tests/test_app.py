@@ -11,9 +11,10 @@ from celery import Task as CeleryTask
 from celery import _state as celery_state
 from celery import shared_task
 
-from orchestra.app import OrchestraCelery, told_plainly
+from orchestra.app import OrchestraCelery
 from orchestra.config import load_settings
 from orchestra.exceptions import ConfigurationError, ValidationError
+from orchestra.invariants import told_plainly
 from orchestra.task import OrchestraTask
 from tests.fleets import app_at, quick
 
