@@ -248,6 +248,22 @@ class TestStockSides:
 class TestStockOptions:
     """`-Q`, `-c`, `-P` and `--autoscale` mean what they mean in Celery."""
 
+    @pytest.mark.parametrize("pool", ["prefork", "threads"])
+    def test_pools(self, fleet: Agents, sender: OrchestraCelery, pool: str) -> None:
+        """A task is guarded, settled and recorded in a pool's process or thread as in the agent's own."""
+        fleet.write_app(APP)
+        fleet.start("--capabilities", "gpu", "-c", "2", name="pooled", pool=pool)
+        orchestra = Orchestra(sender)
+        wait_until(lambda: "fleet.retried" in sender.catalogue.names())
+
+        handles = [orchestra.submit("fleet.retried", {}) for _ in range(4)]
+        outcomes = [handle.get(timeout=30)[1] for handle in handles]
+
+        assert [handle.id for handle in handles] == outcomes
+        records = sender.state.read_many(outcomes)
+        assert {("succeeded", 2, "pooled@test")} == {(one.state, one.attempt, one.agent) for one in records if one}
+        assert [2] == [agent.concurrency for agent in orchestra.agents()]
+
     def test_an_agent_with_queues_serves_those_alone(self, fleet: Agents, sender: OrchestraCelery) -> None:
         """`-Q` without capabilities: no capability queue is added."""
         fleet.write_app(APP)
