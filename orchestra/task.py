@@ -63,7 +63,8 @@ class OrchestraTask(Task[P, R]):
         super().on_bound(app)
         if "enforced" in vars(cls):  # Celery binds a class more than once
             return
-        declared = {name: getattr(cls, name) for name in DECLARABLE if getattr(cls, name)}
+        given = {name: getattr(cls, name) for name in DECLARABLE}
+        declared = {name: value for name, value in given.items() if value is not None and value != ()}
         check_declaration(str(cls.name), declared, vars(cls))
         cls.enforced = bool(declared)
         if cls.enforced:

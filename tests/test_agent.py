@@ -123,7 +123,7 @@ class TestQueues:
 
     def test_needed(self, app: Any) -> None:
         """The app's own tasks tell which queues there have to be; general work always."""
-        assert {"general", "nlp", "gpu+mem_gb~ge~16"} == needed_queues(app)
+        assert {"general", "nlp", "gpu+mem_gb~ge~16"} <= needed_queues(app)
 
 
 def _worker(app: Any, capabilities: str | None) -> Any:

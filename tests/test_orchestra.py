@@ -59,6 +59,10 @@ def _declare(app: Any) -> None:
         return "done"
 
 
+def _queue(orchestra: Orchestra, name: str) -> QueueInfo:
+    return next(queue for queue in orchestra.queues() if queue.name == name)
+
+
 class TestSubmit:
     def test_a_handle(self, orchestra: Orchestra) -> None:
         """A submitted task waits, is known by its id, and its record tells what was asked for."""
@@ -283,7 +287,7 @@ class TestTaskHandle:
         RUNNING.clear()
         with agent_of(orchestra.app, "nlp"):
             handle = orchestra.submit("shop.index", {"number": 3}, countdown=0.5)
-            until(lambda: orchestra.queues()[1].depth == 0, seconds=10)
+            until(lambda: _queue(orchestra, "shop:nlp").depth == 0, seconds=10)
 
             assert handle.cancel()
             later = orchestra.submit("shop.index", {"number": 4}, countdown=0.7)
@@ -320,9 +324,10 @@ class TestFleet:
             QueueInfo(name="shop:nlp", requires="nlp", depth=4),
         ] == orchestra.queues()
         with agent_of(orchestra.app, "nlp"):
-            until(lambda: orchestra.queues()[1].depth == 0, seconds=10)
-            assert ("agent@test",) == orchestra.queues()[1].agents == tuple(a.name for a in orchestra.agents())
-            assert () == orchestra.queues()[0].agents
+            until(lambda: _queue(orchestra, "shop:nlp").depth == 0, seconds=10)
+            assert ("agent@test",) == _queue(orchestra, "shop:nlp").agents
+            assert () == _queue(orchestra, "celery").agents
+            assert ["agent@test"] == [agent.name for agent in orchestra.agents()]
 
     def test_healthy(self, orchestra: Orchestra) -> None:
         """Redis answers, an agent lives, and nothing waits unseen."""
