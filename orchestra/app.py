@@ -278,6 +278,7 @@ class OrchestraCelery(Celery):
             SubmissionError: Redis can't be reached; it names host and port.
 
         """
+        _refuse_serializer(name, options)
         follows_up = self._follows_up()
         if follows_up and urgency is not None:
             options["priority"] = None  # Celery hands a parent's priority to its followers
@@ -362,6 +363,17 @@ def _mixed(base: type[CeleryTask[..., Any]]) -> type[OrchestraTask[..., Any]]:
     if base is CeleryTask:
         return OrchestraTask
     return type(str(base.__name__), (base, OrchestraTask), {"__module__": base.__module__, "abstract": True})
+
+
+def _refuse_serializer(name: str, options: Mapping[str, Any]) -> None:
+    """Refuse what agents would discard; a queue that the caller names may be one of other workers."""
+    serializer = options.get("serializer")
+    if serializer not in {None, "json"} and options.get("queue") is None:
+        message = (
+            f"{name} was not submitted: serializer={serializer!r}; agents take JSON only and would discard it. "
+            "Leave the option out."
+        )
+        raise ValidationError(message)
 
 
 def _capabilities_option() -> click.Option:

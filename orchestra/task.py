@@ -66,6 +66,12 @@ class OrchestraTask(Task[P, R]):
         given = {name: getattr(cls, name) for name in DECLARABLE}
         declared = {name: value for name, value in given.items() if value is not None and value != ()}
         check_declaration(str(cls.name), declared, vars(cls))
+        if cls.serializer not in {None, "json"}:
+            message = (
+                f"Task {cls.name}: serializer={cls.serializer!r}; agents take JSON only and would discard it. "
+                "Remove the option."
+            )
+            raise ConfigurationError(message)
         cls.enforced = bool(declared)
         if cls.enforced:
             cls.typing = False  # Celery's own check stops at the first argument that doesn't fit

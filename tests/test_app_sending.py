@@ -12,7 +12,7 @@ from kombu.utils.json import loads
 from redis import Redis
 
 from orchestra.broker import SubmissionError
-from orchestra.exceptions import ValidationError
+from orchestra.exceptions import ConfigurationError, ValidationError
 from orchestra.registry import CatalogueEntry
 from orchestra.submission import Declared
 from orchestra.types import TaskState, Urgency
@@ -327,3 +327,21 @@ def _nothing() -> None: ...
 
 def _number(number: int = 0) -> int:
     return number
+
+
+class TestSerializers:
+    def test_other_serializers_are_refused(self, app: Any) -> None:
+        """An agent would discard the message, and whoever waits for it would wait for ever."""
+        with pytest.raises(ValidationError, match="serializer='yaml'"):
+            app.send_task("shop.index", (3,), serializer="yaml")
+
+        @app.task(name="shop.pickled", serializer="pickle", shared=False)
+        def pickled() -> None: ...
+
+        with pytest.raises(ConfigurationError, match=r"Task shop\.pickled: serializer='pickle'"):
+            pickled.delay()
+
+    def test_a_queue_of_others_may_take_what_it_likes(self, app: Any) -> None:
+        """Where the caller names the queue, other workers may serve it."""
+        assert app.send_task("other.task", serializer="json", queue="theirs").id
+        assert app.send_task("other.task", (1,), serializer="yaml", queue="theirs").id

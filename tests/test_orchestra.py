@@ -70,13 +70,8 @@ class TestSubmit:
 
         record = handle.record()
         assert record is not None
-        assert (handle.id, "shop.index", "nlp", "shop:nlp", 1) == (
-            record.task_id,
-            record.name,
-            record.requires,
-            record.queue,
-            record.attempt,
-        )
+        assert (handle.id, "shop.index", 1) == (record.task_id, record.name, record.attempt)
+        assert ("nlp", "shop:nlp") == (record.requires, record.queue)
         assert TaskState.SUBMITTED is handle.state is record.state
         assert [TaskState.SUBMITTED] == [entry.state for entry in handle.history()]
         assert isinstance(handle.result, AsyncResult)
@@ -356,23 +351,15 @@ class TestFleet:
 
         assert (False, 1, ("shop:gpu",)) == (health.ok, health.agents, health.unserved)
 
-    def test_no_redis(self) -> None:
+    def test_no_redis(self, redis_server: EmbeddedServer) -> None:
         """It never raises: an unreachable server, a wrong password and a broker of another kind are findings."""
-        with app_at("redis://:hush-hush@127.0.0.1:1/0") as app:
-            health = Orchestra(app).health()
-        assert (False, None, 0) == (health.ok, health.redis_ms, health.agents)
-        assert "127.0.0.1:1" in health.problems[0]
-        assert "hush-hush" not in str(health)
-        with app_at("memory://") as app:
-            assert "need Redis" in Orchestra(app).health().problems[0]
-
-    def test_a_wrong_password(self, redis_server: EmbeddedServer) -> None:
-        """It is told without showing it."""
-        with app_at(f"redis://:hush-hush@{redis_server.host}:{redis_server.port}/0") as app:
-            health = Orchestra(app).health()
-
-        assert "refused the user name or password" in health.problems[0]
-        assert "hush-hush" not in str(health)
+        refused = f"redis://:hush-hush@{redis_server.host}:{redis_server.port}/0", "refused the user name or password"
+        for url, words in (("redis://:hush-hush@127.0.0.1:1/0", "127.0.0.1:1"), refused, ("memory://", "need Redis")):
+            with app_at(url) as app:
+                health = Orchestra(app).health()
+            assert (False, None, 0) == (health.ok, health.redis_ms, health.agents)
+            assert words in health.problems[0]
+            assert "hush-hush" not in str(health)
 
 
 class TestContext:
