@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator
 from importlib import import_module, invalidate_caches
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,10 +34,15 @@ def imported(tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("ORCHESTRA_BROKER_URL", redis_url)
     monkeypatch.syspath_prepend(str(tmp_path))
 
-    def load(module: str = "fleet") -> object:
+    loaded: list[Any] = []
+
+    def load(module: str = "fleet") -> Any:
         invalidate_caches()
         sys.modules.pop(module, None)
-        return import_module(module)
+        loaded.append(import_module(module))
+        return loaded[-1]
 
     yield load
+    for module in loaded:
+        module.app.close()
     sys.modules.pop("fleet", None)
