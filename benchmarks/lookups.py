@@ -5,25 +5,33 @@ from typing import Any
 
 from benchmarks import ours
 from benchmarks.figures import Section, column, costs, ratio
-from orchestra.task_router import TaskRouter
+from benchmarks.ours import SKILLS
+from orchestra.app import OrchestraCelery
 
 __all__ = ["measure_lookups"]
 
 
 def measure_lookups(*, rounds: int, times: int) -> Section:
     """Measure the pure steps."""
-    router, names = ours.app.task_router, [task.name for task in ours.skilled]
-    check: Any = ours.requiring.arguments.check
+    few: Any = OrchestraCelery("few", set_as_current=False)
+    few.config_from_object("benchmarks.settings")
+    ours.declare_skilled(few, 1)
+    many, check = f"{SKILLS} declared", ours.requiring.arguments.check
     acts = {
         "an empty call": lambda _: None,
         "check (1, 'two')": lambda _: check("requiring", (1, "two"), {}),
         "check x=1, y='two'": lambda _: check("requiring", (), {"x": 1, "y": "two"}),
-        **{f"route: {count} declared": _routing(router, names[:count]) for count in (1, len(names))},
+        "route: 1 declared": _routing(few, 1),
+        f"route: {many}, one asked": _routing(ours.app, 1),
+        f"route: {many}, all asked": _routing(ours.app, SKILLS),
     }
     spent = costs(acts, rounds=rounds, times=times)
     rows = {name: [column(spent[name], part) for part in ("wall", "cpu")] for name in acts}
-    one, many = list(rows)[-2:]
-    rows[f"{len(names)} : 1"] = [ratio(mine, theirs) for mine, theirs in zip(rows[many], rows[one], strict=True)]
+    one, *others = list(rows)[-3:]
+    for name in others:
+        ratios = [ratio(mine, theirs) for mine, theirs in zip(rows[name], rows[one], strict=True)]
+        rows[f"{name.removeprefix('route: ')} : 1 declared"] = ratios
+    few.close()
     return Section(
         key="lookups",
         title="4. Checking arguments and choosing a queue, in µs",
@@ -32,5 +40,6 @@ def measure_lookups(*, rounds: int, times: int) -> Section:
     )
 
 
-def _routing(router: TaskRouter, names: list[str]) -> Callable[[int], object]:
-    return lambda number: router(names[number % len(names)], (), {}, {})
+def _routing(app: Any, asked: int) -> Callable[[int], object]:  # OrchestraCelery
+    names = [f"skilled{number}" for number in range(asked)]
+    return lambda number: app.task_router(names[number % asked], (), {}, {})

@@ -5,7 +5,7 @@ from typing import Any, Final
 from benchmarks.tasks import declare
 from orchestra.app import OrchestraCelery
 
-__all__ = ["SKILLS", "app", "bare", "declare_ours", "enforced", "requiring", "skilled"]
+__all__ = ["SKILLS", "app", "bare", "declare_ours", "declare_skilled", "enforced", "requiring", "skilled"]
 
 SKILLS: Final = 256
 
@@ -23,9 +23,14 @@ def declare_ours(app: Any) -> tuple[Any, Any, Any]:  # OrchestraCelery, whose ta
     )
 
 
+def declare_skilled(app: Any, count: int) -> list[Any]:  # OrchestraCelery, and its tasks
+    """Declare so many tasks, each with a requirement of its own."""
+    return [
+        app.task(name=f"skilled{number}", requires={f"skill{number}"}, shared=False)(_hinted) for number in range(count)
+    ]
+
+
 app: Any = OrchestraCelery("ours", set_as_current=False)
 app.config_from_object("benchmarks.settings")
 bare, enforced, requiring = declare_ours(app)
-skilled = [
-    app.task(name=f"skilled{number}", requires={f"skill{number}"}, shared=False)(_hinted) for number in range(SKILLS)
-]
+skilled = declare_skilled(app, SKILLS)
