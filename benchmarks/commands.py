@@ -7,7 +7,7 @@ from typing import Any, Final, TypeVar
 
 from redis import Redis
 
-from benchmarks.drain import PLANS, Plan, drain
+from benchmarks.drain import PLANS, Plan, station
 from benchmarks.figures import Section, Spread
 from benchmarks.submit import clear
 from benchmarks.tasks import FIRST, LAST
@@ -25,9 +25,11 @@ def measure_commands(client: "Redis", *, tasks: int) -> Section:
     lists: list[str] = []
     for name, plan in PLANS.items():
         sent, _ = _counted(client, partial(_submit, client, plan, tasks))
-        done, drained = _counted(client, partial(drain, plan, client, tasks))
+        with station(plan, 1) as worker:
+            worker.drain(tasks)  # it connects and loads what it needs
+            done, drained = _counted(client, partial(worker.drain, tasks))
         shares = [sum(counter.values()) / tasks for counter in (sent, done)]
-        rows[name] = [Spread((share,)) for share in (*shares, sum(shares), drained.reads)]
+        rows[name] = [Spread((share,)) for share in (*shares, sum(shares), drained.reads / tasks)]
         lists += [f"{name}, submit: {_listed(sent, tasks)}", f"{name}, run: {_listed(done, tasks)}"]
     return Section(
         key="commands",

@@ -1,9 +1,11 @@
 """How fast one worker process works a full queue off."""
 
 import json
+import os
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, fields
 from pathlib import Path
 from time import monotonic
 from typing import Any, Final
@@ -12,15 +14,14 @@ from redis import Redis
 
 from benchmarks import ours, stock
 from benchmarks.figures import Section, Spread, ratio
-from benchmarks.submit import clear
-from benchmarks.tasks import FIRST, LAST, MARKS
+from benchmarks.tasks import FIRST, GATE, LAST, MARKS
 from orchestra.exceptions import PermanentError
 from orchestra.fleet import Fleet
 
-__all__ = ["PLANS", "Drained", "Plan", "drain", "measure_crowd", "measure_drain"]
+__all__ = ["PLANS", "Drained", "Plan", "Station", "measure_crowd", "measure_drain", "station"]
 
 _BEFORE, _BETWEEN, _AFTER = 0, 3, 9  # kombu's priorities: they keep the marks around the tasks, however many the queues
-_WARM_UP: Final = 50
+_PORTION: Final = 100
 _PATIENCE_SECONDS: Final = 120
 _PROJECT: Final = Path(__file__).resolve().parents[1]
 
@@ -52,41 +53,76 @@ def _crowd(side: str, queues: int) -> Plan:
 
 @dataclass(frozen=True, slots=True)
 class Drained:
-    """What one drain took: tasks a second, and for each task the worker's CPU, the server's, and reads off clients."""
+    """What drains took: seconds, the worker's CPU, the server's CPU, and how often the server read from a client."""
 
-    speed: float
-    cpu_us: float
-    server_us: float
-    reads: float
+    tasks: int = 0
+    wall: float = 0.0
+    cpu: float = 0.0
+    server_cpu: float = 0.0
+    reads: float = 0.0
+
+    def __add__(self, other: "Drained") -> "Drained":
+        """Return both together."""
+        return Drained(*(getattr(self, part.name) + getattr(other, part.name) for part in fields(self)))
+
+    @property
+    def figures(self) -> tuple[float, float, float]:
+        """Tasks a second; and for one task the worker's CPU and the server's, in µs."""
+        return self.tasks / self.wall, self.cpu * 1e6 / self.tasks, self.server_cpu * 1e6 / self.tasks
 
 
-def drain(plan: Plan, client: "Redis", tasks: int) -> Drained:
-    """Fill the queues, start a worker, and compare what it says before the tasks with what it says after them."""
-    clear(client)
-    _fill(plan, tasks)
-    with Fleet("", (), directory=_PROJECT) as fleet:
+@dataclass(frozen=True, slots=True)
+class Station:
+    """A plan's worker, which waits in a database of its own."""
+
+    plan: Plan
+    fleet: Fleet
+    client: "Redis"
+    connection: Any  # kombu's
+
+    def drain(self, tasks: int) -> Drained:
+        """
+        Fill the queues while a gate holds the worker, and let it work.
+
+        What it says before the first task and after the last one is compared, so that filling doesn't count.
+        """
+        self._send(0, _BEFORE, mark=FIRST)
+        for number in range(tasks):
+            self._send(number, _BETWEEN)
+        self._send(0, _AFTER, mark=LAST)
+        self.client.rpush(GATE, "open")
+        first, last = self._next_mark(), self._next_mark()
+        return Drained(tasks, **{name: last[name] - first[name] for name in first})
+
+    def _send(self, number: int, priority: int, *, mark: str | None = None) -> None:
+        task, options = self.plan.queues[number % len(self.plan.queues)]
+        sent, args = (task, (1, "two")) if mark is None else (task.app.tasks["mark"], (mark,))
+        sent.apply_async(args, priority=priority, connection=self.connection, **options)
+
+    def _next_mark(self) -> dict[str, float]:
+        deadline = monotonic() + _PATIENCE_SECONDS
+        while monotonic() < deadline:
+            told: Any = self.client.blpop([MARKS], timeout=1)
+            if told is not None:
+                seen: dict[str, float] = json.loads(told[1])
+                return seen
+            for death in self.fleet.tend():
+                message = f"The worker of {death.name} {death.cause}: " + "\n".join(death.last_lines)
+                raise PermanentError(message)
+        message = f"The worker of {self.plan.side} has told nothing for {_PATIENCE_SECONDS} s."
+        raise PermanentError(message)
+
+
+@contextmanager
+def station(plan: Plan, database: int) -> Iterator[Station]:
+    """Start a plan's worker, and stop it at the end."""
+    url = f"{os.environ['ORCHESTRA_BROKER_URL'].rpartition('/')[0]}/{database}"
+    app = plan.queues[0][0].app
+    fleet = Fleet("", (), environment={"ORCHESTRA_BROKER_URL": url}, directory=_PROJECT)
+    with fleet, Redis.from_url(url) as client, app.connection_for_write(url) as connection:
+        client.flushdb()
         fleet.add(plan.side, _command(plan), ready_line=" ready.")
-        first, last = (_mark(client, fleet) for _ in range(2))
-    clear(client)
-    spent = {name: last[name] - first[name] for name in first}
-    return Drained(
-        speed=tasks / spent["wall"],
-        cpu_us=spent["cpu"] * 1e6 / tasks,
-        server_us=spent["server_cpu"] * 1e6 / tasks,
-        reads=spent["reads"] / tasks,
-    )
-
-
-def _fill(plan: Plan, tasks: int) -> None:
-    task, options = plan.queues[0]
-    mark = task.app.tasks["mark"]
-    for _ in range(_WARM_UP):
-        task.apply_async((1, "two"), priority=_BEFORE, **options)
-    mark.apply_async((FIRST,), priority=_BEFORE, **options)
-    for number in range(tasks):
-        task, options = plan.queues[number % len(plan.queues)]
-        task.apply_async((1, "two"), priority=_BETWEEN, **options)
-    mark.apply_async((LAST,), priority=_AFTER, **plan.queues[0][1])
+        yield Station(plan, fleet, client, connection)
 
 
 def _command(plan: Plan) -> list[str]:
@@ -94,30 +130,9 @@ def _command(plan: Plan) -> list[str]:
     return [*celery, "--quiet", "worker", "--pool", "solo", "-n", f"{plan.side}@%h", *plan.worker]
 
 
-def _mark(client: "Redis", fleet: Fleet) -> dict[str, float]:
-    """
-    Wait for the worker's next mark.
-
-    Raises:
-        PermanentError: the worker died, or has told nothing for too long.
-
-    """
-    deadline = monotonic() + _PATIENCE_SECONDS
-    while monotonic() < deadline:
-        told: Any = client.blpop([MARKS], timeout=1)
-        if told is not None:
-            seen: dict[str, float] = json.loads(told[1])
-            return seen
-        for death in fleet.tend():
-            message = f"The worker of {death.name} {death.cause}: " + "\n".join(death.last_lines)
-            raise PermanentError(message)
-    message = f"The worker has told nothing for {_PATIENCE_SECONDS} s."
-    raise PermanentError(message)
-
-
-def measure_drain(client: "Redis", *, rounds: int, tasks: int) -> Section:
-    """Drain one queue by a fresh solo worker, by turns."""
-    rows = _by_turns(PLANS, client, rounds, tasks)
+def measure_drain(*, rounds: int, tasks: int) -> Section:
+    """Drain one queue by a solo worker, by turns."""
+    rows = _by_turns(PLANS, rounds, tasks)
     rows |= {f"{name} : stock": _ratios(rows, name, "stock Celery") for name in PLANS if name != "stock Celery"}
     return Section(
         key="drain",
@@ -128,10 +143,10 @@ def measure_drain(client: "Redis", *, rounds: int, tasks: int) -> Section:
     )
 
 
-def measure_crowd(client: "Redis", *, rounds: int, tasks: int, queues: int) -> Section:
+def measure_crowd(*, rounds: int, tasks: int, queues: int) -> Section:
     """Drain one capability queue and many, by turns."""
     plans = {f"{side}, {count}": _crowd(side, count) for side in ("stock", "ours") for count in (1, queues)}
-    rows = _by_turns(plans, client, rounds, tasks)
+    rows = _by_turns(plans, rounds, tasks)
     for side in ("stock", "ours"):
         rows[f"{side}, {queues} : 1"] = _ratios(rows, f"{side}, {queues}", f"{side}, 1")
     return Section(
@@ -142,16 +157,29 @@ def measure_crowd(client: "Redis", *, rounds: int, tasks: int, queues: int) -> S
     )
 
 
-def _by_turns(plans: Mapping[str, Plan], client: "Redis", rounds: int, tasks: int) -> dict[str, list[Spread]]:
+def _by_turns(plans: Mapping[str, Plan], rounds: int, tasks: int) -> dict[str, list[Spread]]:
     found: dict[str, list[Drained]] = {name: [] for name in plans}
-    for turn in range(rounds):
-        for name in list(plans)[:: 1 if turn % 2 else -1]:  # so that none always comes first
-            found[name].append(drain(plans[name], client, tasks))
-    parts = ("speed", "cpu_us", "server_us")
+    with ExitStack() as stack:
+        stations = {
+            name: stack.enter_context(station(plan, database)) for database, (name, plan) in enumerate(plans.items())
+        }
+        _round(stations, min(tasks, _PORTION))  # it warms up
+        for _ in range(rounds):
+            for name, drained in _round(stations, tasks).items():
+                found[name].append(drained)
     return {
-        name: [Spread(tuple(getattr(one, part) for one in drained)) for part in parts]
+        name: [Spread(figures) for figures in zip(*(one.figures for one in drained), strict=True)]
         for name, drained in found.items()
     }
+
+
+def _round(stations: Mapping[str, Station], tasks: int) -> dict[str, Drained]:
+    """Let every station drain so many tasks, in portions by turns, since machines change their speed."""
+    spent = dict.fromkeys(stations, Drained())
+    for turn, start in enumerate(range(0, tasks, _PORTION)):
+        for name in list(stations)[:: 1 if turn % 2 else -1]:  # so that none always comes first
+            spent[name] += stations[name].drain(min(_PORTION, tasks - start))
+    return spent
 
 
 def _ratios(rows: Mapping[str, Sequence[Spread]], mine: str, theirs: str) -> list[Spread]:

@@ -102,9 +102,9 @@ _SECTIONS: Final[Mapping[str, Callable[[argparse.Namespace, "Redis"], Section]]]
     "submit": lambda given, client: measure_submit(client, rounds=given.rounds, times=given.tasks),
     "parts": lambda given, client: measure_parts(client, rounds=given.rounds, times=given.tasks),
     "commands": lambda given, client: measure_commands(client, tasks=min(_COUNTED, given.tasks)),
-    "drain": lambda given, client: measure_drain(client, rounds=given.rounds, tasks=given.tasks),
+    "drain": lambda given, _: measure_drain(rounds=given.rounds, tasks=given.tasks),
     "lookups": lambda given, _: measure_lookups(rounds=given.rounds, times=_LOOKUPS * given.tasks),
-    "crowd": lambda given, client: measure_crowd(client, rounds=given.rounds, tasks=given.tasks, queues=given.queues),
+    "crowd": lambda given, _: measure_crowd(rounds=given.rounds, tasks=given.tasks, queues=given.queues),
 }
 _KEYS: Final = tuple(_SECTIONS)
 

@@ -7,10 +7,11 @@ from typing import Any
 
 from redis import Redis
 
-__all__ = ["FIRST", "LAST", "MARKS", "bare", "declare", "mark"]
+__all__ = ["FIRST", "GATE", "LAST", "MARKS", "bare", "declare", "mark"]
 
 FIRST, LAST = "benchmark:first", "benchmark:last"
-MARKS = "benchmark:marks"
+MARKS, GATE = "benchmark:marks", "benchmark:gate"
+_GATE_SECONDS = 120
 
 
 def bare(_x, _y):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201  # without hints, as much code in the field is
@@ -19,11 +20,13 @@ def bare(_x, _y):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201  # wit
 
 def mark(label: str) -> None:
     """
-    Tell what the worker and the server have used so far.
+    Tell what the worker and the server have used so far; the first mark waits at the gate before it does.
 
     An ECHO of the label says where in a MONITOR's stream this stands.
     """
     with Redis.from_url(os.environ["ORCHESTRA_BROKER_URL"]) as client:
+        if label == FIRST:
+            client.blpop([GATE], timeout=_GATE_SECONDS)
         client.echo(label)
         info: Any = client.info("everything")
         seen = {
