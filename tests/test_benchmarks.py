@@ -23,7 +23,7 @@ def _run(*options: str) -> "subprocess.CompletedProcess[str]":
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)  # ten workers are started one after the other
+@pytest.mark.timeout(180)  # ten workers are started
 class TestOverhead:
     def test_every_section_is_measured(self, tmp_path: Path) -> None:
         """One run measures all sections for both sides, shows them in 80 columns, and writes every round down."""
