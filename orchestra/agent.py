@@ -1,31 +1,39 @@
 """Agents: Celery workers that say what they can do, serve the queues that asks for it, and beat."""
 
 import json
+import math
 import os
 import socket
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Final
 from uuid import uuid4
 
 from celery import bootsteps
 from celery.exceptions import NotRegistered, WorkerShutdown
 from celery.platforms import EX_FAILURE
-from celery.worker import state as worker_state
 from redis.exceptions import RedisError
 
+import orchestra.control  # noqa: F401  # Celery learns of remote control commands when they're imported
 from orchestra.capabilities import GENERAL, CapabilitySet, Requirement
-from orchestra.exceptions import AgentNameTakenError, AgentOrchestraException, BrokerUnavailableError
+from orchestra.exceptions import AgentNameTakenError, AgentOrchestraException, BrokerUnavailableError, ValidationError
 from orchestra.invariants import told_plainly
 from orchestra.logging_utils import get_logger
-from orchestra.membership import Membership, Profile, served_queues
+from orchestra.membership import Membership, Profile
 from orchestra.registry import AgentEntry, AgentRegistry, CatalogueEntry
+from orchestra.subscription import Subscription, needed_queues
 from orchestra.sweep import Buried, Sweep
 from orchestra.task import OrchestraTask
 
 __all__ = ["Agent", "AgentManager", "AgentStep", "CapabilityStep"]
+
+_POLL_SECONDS: Final = 0.1
+_ASK_AGAIN_SECONDS: Final = 2.0  # a broadcast passes an agent by that is just connecting
 
 log = get_logger(__name__)
 
@@ -35,8 +43,9 @@ class Agent:
     """
     One agent, as the registry knows it; times are Redis's.
 
-    `queues` are those that it serves now, `running` the tasks in its hands, `tasks` the names that it can run. An
-    agent that has been silent for three beats isn't `alive`, but is remembered for a day.
+    `queues` are those that it serves now, `running` the tasks in its hands, `tasks` the names that it can run. One that
+    is `draining` takes no more. An agent that has been silent for three beats isn't `alive`, but is remembered for a
+    day.
     """
 
     name: str
@@ -48,6 +57,7 @@ class Agent:
     queues: tuple[str, ...]
     tasks: frozenset[str]
     running: int
+    draining: bool
     version: str
     started_at: datetime
     last_beat_at: datetime
@@ -62,6 +72,7 @@ class AgentManager:
     """The agents of one app's fleet."""
 
     def __init__(self, app: Any) -> None:  # OrchestraCelery, which is built on this
+        self._app = app
         self._registry: AgentRegistry = app.registry
 
     def agents(self) -> list[Agent]:
@@ -72,6 +83,83 @@ class AgentManager:
         """Return the live agents that satisfy a requirement."""
         wanted = Requirement.parse(requirement)
         return [agent for agent in self.agents() if agent.alive and agent.satisfies(wanted)]
+
+    def named(self, names: Iterable[str]) -> list[Agent]:
+        """
+        Return the live agents of these names.
+
+        A name is `text@host`, or `text` alone for every `text@…`; `*` and `?` stand for any text and any character.
+
+        Raises:
+            ValidationError: no live agent has one of the names; it tells the nearest.
+
+        """
+        alive = [agent for agent in self.agents() if agent.alive]
+        found = {name: [agent for agent in alive if _is_named(agent, name)] for name in names}
+        for name, agents in found.items():
+            if not agents:
+                raise _no_agent(name, alive)
+        chosen = {agent.name for agents in found.values() for agent in agents}
+        return [agent for agent in alive if agent.name in chosen]
+
+    def drain(
+        self,
+        names: Iterable[str],
+        *,
+        timeout_seconds: float | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> dict[str, int]:
+        """
+        Let agents take no more tasks, and wait until they have finished those that they fetched; they stay up.
+
+        Returns:
+            For each agent how many tasks it still has in hand: 0, unless `timeout_seconds` came first. One that has
+            left or died meanwhile isn't waited for.
+
+        Raises:
+            ValidationError: as for `named`.
+
+        """
+        chosen = [agent.name for agent in self.named(names)]
+        started, asked_at = clock(), -math.inf
+        while True:
+            if clock() - asked_at >= _ASK_AGAIN_SECONDS:
+                self._app.control.broadcast("drain", destination=chosen)
+                asked_at = clock()
+            now = {agent.name: agent for agent in self.agents() if agent.alive}
+            held = {name: _held(now[name]) if name in now else 0 for name in chosen}
+            if not any(held.values()) or (timeout_seconds is not None and clock() - started >= timeout_seconds):
+                return held
+            sleep(_POLL_SECONDS)
+
+    def resume(self, names: Iterable[str]) -> list[str]:
+        """
+        Let drained agents take tasks again; return their names.
+
+        Raises:
+            ValidationError: as for `named`.
+
+        """
+        chosen = [agent.name for agent in self.named(names)]
+        self._app.control.broadcast("resume", destination=chosen)
+        return chosen
+
+
+def _is_named(agent: Agent, name: str) -> bool:
+    return fnmatchcase(agent.name, name) or fnmatchcase(agent.name.partition("@")[0], name)
+
+
+def _no_agent(name: str, alive: Iterable[Agent]) -> ValidationError:
+    known = [agent.name for agent in alive]
+    nearest = get_close_matches(name, known) or known
+    hint = f"there are {', '.join(nearest)}" if nearest else "none is running"
+    return ValidationError(f"No live agent is named {name!r}: {hint}.")
+
+
+def _held(agent: Agent) -> int:
+    """Count what an agent still has to finish; one that hasn't heard yet that it's to drain has something at least."""
+    return agent.running if agent.draining else max(agent.running, 1)
 
 
 def _agent(entry: AgentEntry) -> Agent:
@@ -86,6 +174,7 @@ def _agent(entry: AgentEntry) -> Agent:
         queues=entry.queues,
         tasks=entry.tasks,
         running=entry.running,
+        draining=entry.draining,
         version=about["version"],
         started_at=entry.started_at,
         last_beat_at=entry.last_beat_at,
@@ -105,24 +194,12 @@ class CapabilityStep(bootsteps.Step):
             worker.app.check_invariants()
         queues = worker.app.amqp.queues
         text = capabilities or worker.app.settings.capabilities
-        if text:
-            worker.capabilities = CapabilitySet.parse(text)
-            if not queues.selected:
-                queues.deselect(list(queues.consume_from))
-        else:
-            worker.capabilities = _capability_set("" if queues.selected else GENERAL.text)
-        if not queues.selected or text:
-            names = served_queues(
-                needed_queues(worker.app), worker.capabilities, worker.app.tasks, worker.app.queue_names
-            )
-            for name in sorted(names):
-                queues.select_add(queues[name])
-
-
-def needed_queues(app: Any) -> frozenset[str]:  # OrchestraCelery
-    """Return the suffixes of the queues that an app's own tasks ask for."""
-    declared = (task.declared.requires for task in app.tasks.values() if isinstance(task, OrchestraTask))
-    return frozenset({GENERAL.suffix, *(requirement.suffix for requirement in declared if requirement is not None)})
+        if text and not queues.selected:
+            queues.deselect(list(queues.consume_from))
+        worker.capabilities = _capability_set(text or ("" if queues.selected else GENERAL.text))
+        worker.subscription = Subscription(worker.app, worker.capabilities if text or not queues.selected else None)
+        for name in sorted(worker.subscription.wanted()):
+            queues.select_add(queues[name])
 
 
 class AgentStep(bootsteps.StartStopStep):
@@ -139,13 +216,14 @@ class AgentStep(bootsteps.StartStopStep):
         """Join the fleet; a worker whose name another live one holds stops with a word of why."""
         settings = consumer.app.settings
         lost_after = settings.beat_seconds * settings.lost_after_beats
+        subscription = consumer.controller.subscription
         self._membership = Membership(
             consumer.app.registry,
             self._profile(consumer),
             every_seconds=settings.beat_seconds,
             patience_seconds=lost_after + settings.beat_seconds,
-            doing=lambda: (_queues_of(consumer), len(worker_state.active_requests)),
-            on_queues=lambda suffixes: consumer.call_soon(_serve, consumer, suffixes),
+            doing=lambda: subscription.doing(consumer),
+            on_queues=lambda suffixes: consumer.call_soon(subscription.serve, consumer, suffixes),
             sweep=_sweep_of(consumer.app).run,
         )
         try:
@@ -198,30 +276,6 @@ def _entry(task: Any) -> CatalogueEntry:
         enforced=task.enforced,
         arguments=task.arguments.to_catalogue(),
     )
-
-
-def _queues_of(consumer: Any) -> list[str]:
-    task_consumer = consumer.task_consumer
-    return [] if task_consumer is None else sorted(queue.name for queue in list(task_consumer.queues))
-
-
-def _serve(consumer: Any, suffixes: tuple[str, ...]) -> None:
-    """Subscribe to the queues that this agent satisfies, and leave those that are gone from the table."""
-    if consumer.task_consumer is None:  # between two connections; the next registration brings the queues again
-        return
-    app, worker = consumer.app, consumer.controller
-    if app.amqp.queues.selected and not str(worker.capabilities):
-        return
-    own = served_queues(needed_queues(app), worker.capabilities, app.tasks, app.queue_names)
-    wanted = own | served_queues(suffixes, worker.capabilities, app.tasks, app.queue_names)
-    served = set(_queues_of(consumer))
-    for name in sorted(wanted - served):
-        app.amqp.queues[name]  # declares it without an exchange, before Celery would give it one
-        consumer.add_task_queue(name)
-    gone = {name for name in served - wanted if name.startswith(f"{app.queue_names.fleet}:")}  # others aren't ours
-    if not app.amqp.queues.selected:
-        for name in sorted(gone - {app.queue_names.default}):
-            consumer.cancel_task_queue(name)
 
 
 def _sweep_of(app: Any) -> Sweep:

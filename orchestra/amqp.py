@@ -1,12 +1,13 @@
 """What Celery's message layer gets from us: our connection, our router behind the project's own, anonymous queues."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, KeysView, Mapping
 from functools import partial
 from typing import Any
 
 from celery.app.amqp import AMQP, Queues
 from kombu import Connection, Exchange, Queue
 
+from orchestra.queues import CapabilityQueue
 from orchestra.transport import FleetConnection
 
 __all__ = ["OrchestraAMQP", "OrchestraQueues"]
@@ -25,9 +26,18 @@ class OrchestraQueues(_Queues):  # type: ignore[misc]
 
     selected = False  # whether -Q chose the queues
 
-    def __init__(self, fleet_prefix: str, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, fleet_prefix: str, registered: Callable[[], Iterable[str]], *args: Any, **kwargs: Any) -> None:
         self._fleet_prefix = fleet_prefix  # `<fleet>:`; Celery's constructor adds queues already
+        self._registered = registered
         super().__init__(*args, **kwargs)
+
+    def keys(self) -> KeysView[str]:
+        """
+        Return the names of all queues, those included that exist in the fleet alone.
+
+        `celery purge` asks for these, and would else leave behind what was sent for requirements that no task declares.
+        """
+        return dict.fromkeys([*self, *self._registered()]).keys()
 
     def __missing__(self, name: str) -> Queue:
         """Declare a queue that is used for the first time."""
@@ -63,7 +73,13 @@ class OrchestraAMQP(_AMQP):  # type: ignore[misc]
     @property
     def queues_cls(self) -> Callable[..., OrchestraQueues]:
         """What Celery makes the mapping of queues with."""
-        return partial(OrchestraQueues, f"{self.app.queue_names.fleet}:")
+        return partial(OrchestraQueues, f"{self.app.queue_names.fleet}:", self._registered)
+
+    def _registered(self) -> list[str]:
+        if not self.app.is_on_redis:
+            return []
+        names = self.app.queue_names
+        return [names.name(CapabilityQueue.from_suffix(suffix)) for suffix in self.app.registry.queues()]
 
     def flush_routes(self) -> None:
         """Put our router behind the routes that the project has, which win."""

@@ -13,7 +13,7 @@ from orchestra.logging_utils import get_logger
 from orchestra.queues import CapabilityQueue, QueueNames
 from orchestra.registry import AgentRegistry, CatalogueEntry
 
-__all__ = ["Membership", "Profile", "served_queues"]
+__all__ = ["Doing", "Membership", "Profile", "served_queues"]
 
 SWEEP_EVERY_BEATS: Final = 10
 
@@ -29,6 +29,15 @@ class Profile:
     about: Mapping[str, Any]  # JSON
     tasks: Mapping[str, CatalogueEntry]
     needs: frozenset[str]  # suffixes of the queues that its own tasks ask for
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Doing:
+    """What an agent does now: the queues that it serves, how many tasks it has in hand, whether it takes no more."""
+
+    queues: tuple[str, ...]
+    running: int
+    draining: bool = False
 
 
 def served_queues(suffixes: Iterable[str], can: CapabilitySet, knows: Iterable[str], names: QueueNames) -> set[str]:
@@ -63,7 +72,7 @@ class Membership:
         *,
         every_seconds: float,
         patience_seconds: float,
-        doing: Callable[[], tuple[list[str], int]],  # the names of the queues served now, and the tasks running
+        doing: Callable[[], Doing],
         on_queues: Callable[[tuple[str, ...]], None],
         sweep: Callable[[], None] = lambda: None,  # called every so many beats
     ) -> None:
@@ -136,9 +145,14 @@ class Membership:
 
     def _say(self) -> bool:
         """Beat once; return whether the registry knows the agent."""
-        queues, running = self._doing()
+        now = self._doing()
         answer = self._registry.beat(
-            self._profile.name, self._profile.instance, version=self._version, queues=queues, running=running
+            self._profile.name,
+            self._profile.instance,
+            version=self._version,
+            queues=now.queues,
+            running=now.running,
+            draining=now.draining,
         )
         self._back()
         if answer.known:

@@ -239,6 +239,25 @@ class Orchestra:
         """Return every agent that is known, by name; the lost ones aren't `alive`."""
         return self._manager.agents()
 
+    def drain(self, names: Iterable[str], *, timeout_seconds: float | None = None) -> dict[str, int]:
+        """
+        Let agents take no more tasks, and wait until they have finished those that they fetched; they stay up.
+
+        A name is `text@host`, or `text` alone for every `text@…`; `*` and `?` stand for any text and any character.
+
+        Returns:
+            For each agent how many tasks it still has in hand: 0, unless `timeout_seconds` came first.
+
+        Raises:
+            ValidationError: no live agent has one of the names; it tells the nearest.
+
+        """
+        return self._manager.drain(names, timeout_seconds=timeout_seconds)
+
+    def resume(self, names: Iterable[str]) -> list[str]:
+        """Let drained agents take tasks again; return their names."""
+        return self._manager.resume(names)
+
     def queues(self) -> list[QueueInfo]:
         """Return the capability queues, with the messages that wait in each and the live agents that serve it."""
         return self._queues(self.agents())

@@ -29,6 +29,7 @@ class AgentEntry:
     queues: tuple[str, ...]
     tasks: frozenset[str]
     running: int
+    draining: bool
     started_at: datetime
     last_beat_at: datetime
     alive: bool
@@ -99,13 +100,16 @@ class AgentRegistry:
             raise AgentNameTakenError(_taken(name, json.loads(text or b"{}"), float(silent)))
         return text_of(text)
 
-    def beat(self, name: str, instance: str, *, version: str, queues: Sequence[str], running: int) -> Beat:
+    def beat(
+        self, name: str, instance: str, *, version: str, queues: Sequence[str], running: int, draining: bool = False
+    ) -> Beat:
         """Say that an agent lives and what it does now; learn the table of queues if it isn't at `version`."""
         keys = self._store.keys
+        now = ("queues", json.dumps(list(queues)), "running", running, "draining", int(draining))
         reply = self._store.run(
             "beat",
             [keys.agents, keys.agent(name), keys.queues, keys.queues_version],
-            [name, instance, AGENT_TTL_SECONDS, version, "queues", json.dumps(list(queues)), "running", running],
+            [name, instance, AGENT_TTL_SECONDS, version, *now],
         )
         words = [text_of(word) for word in reply]
         if words[0] != "ok":
@@ -134,6 +138,7 @@ class AgentRegistry:
             queues=tuple(json.loads(fields["queues"])),
             tasks=frozenset(json.loads(fields["tasks"])),
             running=int(fields["running"]),
+            draining=fields.get("draining") == "1",
             started_at=datetime.fromtimestamp(float(fields["started"]), UTC),
             last_beat_at=datetime.fromtimestamp(beat, UTC),
             alive=now - beat <= self._lost_after_seconds,

@@ -14,9 +14,10 @@ from celery.concurrency.solo import TaskPool
 from celery.exceptions import NotRegistered, WorkerShutdown
 from redis import Redis
 
-from orchestra.agent import Agent, AgentManager, AgentStep, CapabilityStep, _fail, _serve, _sweep_of, needed_queues
+from orchestra.agent import Agent, AgentManager, AgentStep, CapabilityStep, _fail, _sweep_of
 from orchestra.capabilities import CapabilitySet, Requirement
 from orchestra.exceptions import ConfigurationError, ValidationError
+from orchestra.subscription import Subscription, needed_queues
 from orchestra.sweep import Buried
 from orchestra.types import TaskState
 from tests.fleets import agent_of, app_at, quick
@@ -241,14 +242,6 @@ class TestMembership:
         step.shutdown(consumer)
         assert [] == AgentManager(app).agents()
 
-    def test_between_two_connections(self, app: Any) -> None:
-        """News of queues that arrive while there is no consumer are left; the next registration brings them again."""
-        consumer = _consumer(app, "a@test")
-
-        _serve(consumer, ("nlp", "gpu"))
-
-        assert [] == consumer.added
-
 
 def _drain(connection: Any) -> bool:
     with suppress(TimeoutError):
@@ -258,15 +251,13 @@ def _drain(connection: Any) -> bool:
 
 def _consumer(app: Any, name: str) -> Any:
     """Return what an agent's last step asks of Celery's consumer."""
-    worker = SimpleNamespace(capabilities=CapabilitySet.parse("nlp"), pool_cls=TaskPool, concurrency=1)
-    added: list[str] = []
+    can = CapabilitySet.parse("nlp")
+    worker = SimpleNamespace(capabilities=can, subscription=Subscription(app, can), pool_cls=TaskPool, concurrency=1)
     return SimpleNamespace(
         app=app,
         hostname=name,
         controller=worker,
         task_consumer=None,
-        added=added,
-        add_task_queue=added.append,
         call_soon=lambda act, *args: act(*args),
     )
 
@@ -312,6 +303,7 @@ class TestAgentManager:
             queues=("mine",),
             tasks=frozenset(),
             running=0,
+            draining=False,
             version="1",
             started_at=datetime.now(UTC),
             last_beat_at=datetime.now(UTC),

@@ -91,6 +91,18 @@ class TestQueues:
         assert app.amqp.queues.selected
         assert {"alpha", "beta"} == set(app.amqp.queues.consume_from)
 
+    def test_names_of_all(self, redis_url: str) -> None:
+        """`celery purge` asks for the names of all queues, and gets those that only the fleet's table knows as well."""
+        with app_at(redis_url) as app:
+            app.registry.register("a@test", "1", about={}, tasks={}, queues=["gpu+mem_gb~ge~40", "general"])
+
+            assert {"celery", "shop:gpu+mem_gb~ge~40"} == set(app.amqp.queues.keys())
+
+    def test_names_of_all_elsewhere(self) -> None:
+        """Where the broker isn't Redis there are the app's own."""
+        with app_at("memory://") as app:
+            assert {"celery"} == set(app.amqp.queues.keys())
+
 
 class TestRoutes:
     def test_ours_is_asked_last(self) -> None:

@@ -12,7 +12,7 @@ import pytest
 from orchestra.capabilities import CapabilitySet
 from orchestra.embedded import EmbeddedServer
 from orchestra.exceptions import AgentNameTakenError, AgentOrchestraException, BrokerUnavailableError
-from orchestra.membership import Membership, Profile, served_queues
+from orchestra.membership import Doing, Membership, Profile, served_queues
 from orchestra.queues import QueueNames
 from orchestra.registry import AgentEntry, AgentRegistry, CatalogueEntry
 from orchestra.store import Store
@@ -82,7 +82,7 @@ class Member:
             ),
             every_seconds=every_seconds,
             patience_seconds=patience_seconds,
-            doing=lambda: (self.serves, 2),
+            doing=lambda: Doing(queues=tuple(self.serves), running=2),
             on_queues=self.told.append,
             sweep=self.sweep,
         )

@@ -50,6 +50,7 @@ class TestRegister:
             queues=(),
             tasks=frozenset({"shop.index"}),
             running=0,
+            draining=False,
             started_at=agent.started_at,
             last_beat_at=agent.last_beat_at,
             alive=True,
