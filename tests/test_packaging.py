@@ -29,17 +29,6 @@ def run(*command: str, cwd: Path, **environment: str) -> subprocess.CompletedPro
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give a folder with an sdist, and a wheel that was built from it."""
-    folder = tmp_path_factory.mktemp("built")
-
-    done = run(sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(ROOT), cwd=folder)
-
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder
-
-
-@pytest.fixture(scope="module")
 def wheel(built: Path) -> zipfile.ZipFile:
     """Give the wheel."""
     (path,) = built.glob("*.whl")
@@ -94,14 +83,6 @@ class TestWheel:
         done = run(sys.executable, "-c", code, cwd=installed, PYTHONPATH=str(installed))
 
         assert [str(installed / "orchestra/store.py"), "True"] == done.stdout.splitlines(), done.stderr
-
-    def test_its_command_runs(self, installed: Path) -> None:
-        """`celery orchestra version` and `python -m orchestra version` say the version."""
-        for command in (["celery", "orchestra", "version"], ["orchestra", "version"]):
-            done = run(sys.executable, "-m", *command, cwd=installed, PYTHONPATH=str(installed))
-
-            assert done.returncode == 0, done.stderr
-            assert ["agent-orchestra", orchestra.__version__] == done.stdout.splitlines()[0].split()
 
 
 @pytest.mark.slow
