@@ -69,6 +69,11 @@ class Keys:
         """List: messages that no agent may run, as JSON with their reason."""
         return self._key("dead")
 
+    @property
+    def api_keys(self) -> str:
+        """Hash: id of an API key -> JSON of its principal, roles, times and digest."""
+        return self._key("api_keys")
+
 
 @dataclass(frozen=True, slots=True)
 class Script:
