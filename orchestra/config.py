@@ -167,7 +167,7 @@ class OrchestraSettings(BaseSettings):
     max_payload_depth: int = Field(
         default=64,
         ge=1,
-        le=256,  # JSON is read and written by recursion
+        le=128,  # each level is read by recursion, inside whatever stack the caller has
         description="The most lists and objects that may be nested in the arguments of a task.",
     )
     max_timeout_seconds: Seconds = Field(

@@ -95,6 +95,7 @@ def _refused(name: str, noun: str, rule: str, value: object) -> ValidationError:
 # What JSON holds as it is, and what the message's serializer writes as a marked object and reads back.
 _PLAIN: Final = frozenset({str, int, bool, type(None)})
 _MARKED: Final = (datetime, date, time, UUID, Decimal, bytes)
+_KOMBUS_MARKS: Final = {"__type__", "__value__"}  # the keys of the object that each of those is sent as
 
 
 def check_payload(
@@ -115,7 +116,8 @@ def check_payload(
 
     Raises:
         PayloadError: the arguments are too large or too deep, contain themselves, or hold something that JSON can't:
-            NaN, infinity, a key that isn't text, an object of a foreign kind. It names the place.
+            NaN, infinity, a key that isn't text, an object of a foreign kind, or an object that agents would read as
+            one of kombu's marked values. It names the place.
 
     """
     look = _Look(max_bytes, max_depth, default or _refuse_default)
@@ -182,6 +184,8 @@ class _Look:
             if not math.isfinite(value):
                 raise _UnfitError(f"is {value}, which is no JSON number")
         elif isinstance(value, dict):
+            if value.keys() == _KOMBUS_MARKS:
+                raise _UnfitError("has just the keys __type__ and __value__, which are kombu's own mark; add another")
             self.enter(value, self.mapping)
         elif isinstance(value, (list, tuple)):
             self.enter(value, self.items)

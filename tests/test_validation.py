@@ -126,6 +126,22 @@ class TestCheckPayload:
         with pytest.raises(PayloadError, match="too deep"):
             check()
 
+    @pytest.mark.parametrize("kind", ["nope", "decimal", 3])
+    def test_what_agents_would_misread(self, kind: object) -> None:
+        """An object in the form of kombu's marked values would reach the task as something else, or not at all."""
+        with pytest.raises(PayloadError, match=r"value\.deep\[0\] has just the keys __type__ and __value__"):
+            size_of(value={"deep": [{"__type__": kind, "__value__": 1}]})
+
+        assert size_of({"__type__": kind, "__value__": 1, "more": 2}) > 0
+
+    def test_as_deep_as_settings_allow(self) -> None:
+        """The deepest payload that settings allow is walked without an end of the stack."""
+        value: Any = []
+        for _ in range(127):
+            value = [value]
+
+        assert check_payload((value,), {}, max_bytes=10_000, max_depth=128) > 0
+
     @pytest.mark.parametrize(
         "value",
         [
