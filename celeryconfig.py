@@ -5,9 +5,9 @@ Addresses and secrets come from the environment (`ORCHESTRA_*`), which `orchestr
 on is set by `OrchestraCelery` itself.
 """
 
-from orchestra.config import load_settings
+from orchestra.config import load_settings as _load_settings
 
-_settings = load_settings()
+_settings = _load_settings()
 
 broker_url = _settings.broker_url.get_secret_value()
 result_backend = (_settings.result_backend or _settings.broker_url).get_secret_value()

@@ -14,6 +14,7 @@ from redis import Redis
 
 from orchestra.queues import CapabilityQueue, QueueNames
 from orchestra.store import Argument, Keys, load_script
+from orchestra.utils import mask_fields, mask_text
 
 __all__ = ["Channel", "FleetConnection", "ScarceSkillFirst", "SentinelChannel", "SentinelTransport", "Transport"]
 
@@ -31,6 +32,24 @@ class FleetConnection(Connection):
     def get_transport_cls(self) -> type[kombu.transport.base.Transport]:
         """Return our transport where kombu would take its Redis one, and kombu's choice elsewhere."""
         return _OURS.get(str(self.transport_cls)) or super().get_transport_cls()
+
+    def info(self) -> dict[str, Any]:
+        """
+        Return what the connection is made of, without secrets: agents tell it to whoever asks for their statistics.
+
+        kombu leaves those out that a URL names, but not those in a socket's URL or in options.
+        """
+        told: dict[str, Any] = super().info()
+        return {
+            **told,
+            "hostname": mask_text(str(told["hostname"])),
+            "transport_options": mask_fields(told["transport_options"]),
+            "alternates": [mask_text(str(url)) for url in told["alternates"]],
+        }
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the connection with its secrets, as kombu does."""
+        return type(self), tuple(dict(_kombu(self)._info()).values()), None
 
     def __eqhash__(self) -> tuple[Any, ...]:
         """Never share a pool with a stock connection to the same URL, or with one that has other servers to turn to."""

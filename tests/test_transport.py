@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 from base64 import b64decode
 from collections.abc import Iterator
 from typing import Any
@@ -71,6 +72,25 @@ class TestConnection:
         assert connection.as_uri().startswith(url.partition(":")[0])
         assert "secret" not in connection.as_uri()
         assert "orchestra" not in connection.as_uri()
+
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "redis+socket://:hush-hush@/run/redis.sock",
+            "sentinel://:hush-hush@127.0.0.1:26379/0;sentinel://:hush-hush@127.0.0.2:26379/0",
+            "redis://:hush-hush@127.0.0.1:1/0;redis://:hush-hush@127.0.0.1:2/0",
+        ],
+    )
+    def test_statistics_hold_no_secret(self, url: str) -> None:
+        """Whoever asks agents for statistics, Flower too, reads no secret in them; a copy still connects with it."""
+        connection = FleetConnection(url, transport_options={"sentinel_kwargs": {"password": "hush-hush"}})
+        info = {name: value for name, value in connection.info().items() if name != "password"}  # as Celery tells it
+
+        assert "hush-hush" not in repr(info)
+        assert {"sentinel_kwargs": {"password": "***"}} == info["transport_options"]
+        copy: Any = pickle.loads(pickle.dumps(connection))
+        assert (connection.hostname, connection.password, connection.alt) == (copy.hostname, copy.password, copy.alt)
+        assert {"sentinel_kwargs": {"password": "hush-hush"}} == copy.transport_options
 
     def test_uri_is_the_plain_one(self) -> None:
         """Flower's broker page reads a plain Redis URL off the connection."""
