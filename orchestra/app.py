@@ -57,6 +57,7 @@ class OrchestraCelery(Celery):
     """
 
     amqp_cls = "orchestra.amqp:OrchestraAMQP"
+    log_cls = "orchestra.celery_logging:OrchestraLogging"
 
     def __init__(
         self, main: str | None = None, *args: Any, settings: OrchestraSettings | None = None, **kwargs: Any
