@@ -1,6 +1,8 @@
 """Ctrl-C as an orderly way out."""
 
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -42,3 +44,26 @@ class TestCheck:
     def test_nothing_received(self) -> None:
         """Without a signal it does nothing."""
         Interrupts().check()
+
+
+class TestInstall:
+    def test_in_a_destructor(self) -> None:
+        """An interrupt that comes while a destructor runs is neither printed nor lost; other errors there are told."""
+        program = (
+            "import os, signal\n"
+            "from workers.interrupts import Interrupted, Interrupts\n"
+            "class Left:\n"
+            "    def __init__(self, act): self.act = act\n"
+            "    def __del__(self): self.act()\n"
+            "interrupts = Interrupts.install()\n"
+            "Left(lambda: signal.raise_signal(signal.SIGTERM))\n"
+            "Left(lambda: 1 / 0)\n"
+            "try: interrupts.check()\n"
+            "except Interrupted as interrupted: print(interrupted.exit_code)\n"
+        )
+
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+
+        assert "143\n" == done.stdout
+        assert "ZeroDivisionError" in done.stderr
+        assert "Interrupted" not in done.stderr

@@ -1,6 +1,7 @@
 """Ctrl-C, and its like, as an orderly way out: once it is under way, further signals don't disturb it."""
 
 import signal
+import sys
 from types import FrameType
 from typing import Final, Self
 
@@ -33,6 +34,7 @@ class Interrupts:
     def install(cls) -> Self:
         """Handle the signals, except those that the program was started to ignore."""
         interrupts = cls()
+        sys.unraisablehook = _tell_but_interrupts
         for number in _SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, interrupts.receive)
@@ -59,3 +61,9 @@ class Interrupts:
         """Raise `Interrupted` if a signal was received: an exception in a destructor, say, goes unheard."""
         if self._signal is not None:
             raise Interrupted(self._signal)
+
+
+def _tell_but_interrupts(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Pass over an interrupt that came while a destructor ran: Python drops it, and `check` brings it back."""
+    if not isinstance(unraisable.exc_value, Interrupted):
+        sys.__unraisablehook__(unraisable)
