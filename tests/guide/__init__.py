@@ -1,0 +1,1 @@
+"""The development guide, line by line; quoting.py tells how."""
