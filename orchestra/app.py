@@ -32,7 +32,7 @@ from orchestra.queues import QueueNames
 from orchestra.registry import AgentRegistry, CachedCatalogue, CatalogueEntry
 from orchestra.state import StateManager
 from orchestra.store import Keys, Store
-from orchestra.submission import Call, Declared, Limits, Prepared, canonical_requires, prepare
+from orchestra.submission import Call, Declared, Limits, Prepared, complete_signatures, prepare
 from orchestra.task import DECLARABLE, OrchestraTask, check_declaration
 from orchestra.task_router import TaskRouter
 from orchestra.types import Urgency
@@ -297,7 +297,8 @@ class OrchestraCelery(Celery):
             prepared = prepare(call, declared, self.limits, enforce=declared.enforced and not follows_up)
             self._remark(name, prepared.remarks)
             self._apply(prepared, options, inherits=urgency is None and declared.urgency is None)
-            canonical_requires([args, kwargs, *(options.get(option) for option in _SIGNATURE_OPTIONS)])
+            carried = [args, kwargs, *(options.get(option) for option in _SIGNATURE_OPTIONS)]
+            complete_signatures(carried, lambda task: self.declared(task).requires)
             return super().send_task(name, args, kwargs, *more, **options)
 
     def _apply(self, prepared: Prepared, options: dict[str, Any], *, inherits: bool) -> None:

@@ -1,6 +1,6 @@
 """The sender's half of a task's walk: validate and route a call, before Redis is touched."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from typing import Any, Final, Protocol
@@ -9,10 +9,11 @@ from pydantic import BaseModel, Secret, SecretBytes, SecretStr
 
 from orchestra.capabilities import Requirement
 from orchestra.exceptions import PayloadError, ValidationError
+from orchestra.task_router import DECLARED_HEADER, ROUTING_OPTIONS
 from orchestra.types import Urgency
 from orchestra.validation import check_payload
 
-__all__ = ["ArgumentCheck", "Call", "Declared", "Limits", "Prepared", "canonical_requires", "plain", "prepare"]
+__all__ = ["ArgumentCheck", "Call", "Declared", "Limits", "Prepared", "complete_signatures", "plain", "prepare"]
 
 
 class ArgumentCheck(Protocol):
@@ -110,24 +111,38 @@ def _checked(call: Call, declared: Declared, limits: Limits, *, enforce: bool) -
     return None
 
 
-def canonical_requires(value: Any, _depth: int = 0) -> None:  # whatever a caller passes along
+def complete_signatures(
+    value: Any,  # whatever a caller passes along
+    declared: Callable[[str], Requirement | None] = lambda _: None,
+    _depth: int = 0,
+) -> None:
     """
-    Write the requirement of every signature inside `value` in its canonical text, in place.
+    Write into every signature inside `value`, in place, what its task requires, in canonical text.
 
     A signature may carry `requires={…}` as a set, which JSON can't hold, and it may hold further signatures: the rest
-    of a chain, the members of a group, callbacks.
+    of a chain, the members of a group, callbacks. They're sent later, by an agent that may know neither the code of
+    their tasks nor an entry of the catalogue, so one that doesn't say itself what it requires, or where it goes, gets
+    what `declared` tells of its task. That stands in a header, which counts only where nothing else is known.
     """
     if _depth > _DEEPEST:  # the message's encoding refuses it, in words of its own
         return
     if isinstance(value, (list, tuple)):
         for item in value:
-            canonical_requires(item, _depth + 1)
+            complete_signatures(item, declared, _depth + 1)
     elif isinstance(value, dict):
-        options = value.get("options") if "subtask_type" in value else None
-        if isinstance(options, dict) and options.get("requires") is not None:
-            options["requires"] = Requirement.parse(options["requires"]).text
+        if "subtask_type" in value and isinstance(value.get("options"), dict):
+            _complete(str(value.get("task")), value["options"], declared)
         for part in value.values():
-            canonical_requires(part, _depth + 1)
+            complete_signatures(part, declared, _depth + 1)
+
+
+def _complete(task: str, options: dict[str, Any], declared: Callable[[str], Requirement | None]) -> None:
+    if options.get("requires") is not None:
+        options["requires"] = Requirement.parse(options["requires"]).text
+    elif not any(options.get(option) for option in ROUTING_OPTIONS):
+        requirement = declared(task)
+        if requirement is not None:
+            options["headers"] = {**(options.get("headers") or {}), DECLARED_HEADER: requirement.text}
 
 
 _DEEPEST: Final = 200

@@ -41,7 +41,8 @@ class OrchestraTask(Task[P, R]):
         requires: what an agent must be able to do: `{"nlp", "mem_gb>=16"}`. None: `general`, any agent.
         urgency: `critical`, `high`, `normal` or `low`. None: `normal`.
         timeout: seconds that one attempt may take. Needs a pool that can stop a task: prefork.
-        max_attempts: attempts in all, the first included. Errors that may pass are then tried again with `backoff`.
+        max_attempts: attempts in all, the first included. Errors that may pass are then tried again.
+        backoff: how the waits between attempts grow. None: from at most 0.5 s on, doubling, up to 60 s, with jitter.
         retry_on: further exceptions to try again.
         never_retry: exceptions that are final whatever their class says.
 

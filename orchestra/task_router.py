@@ -6,9 +6,10 @@ from typing import Any, Final
 from orchestra.capabilities import Requirement
 from orchestra.queues import QueueNames
 
-__all__ = ["TaskRouter"]
+__all__ = ["DECLARED_HEADER", "ROUTING_OPTIONS", "TaskRouter"]
 
-_ROUTED_ALREADY: Final = ("queue", "exchange", "routing_key")
+DECLARED_HEADER: Final = "declared_requires"  # what a task declares, as the sender of a canvas knew it
+ROUTING_OPTIONS: Final = ("queue", "exchange", "routing_key")
 _BY_INNER_TASK: Final = frozenset({"celery.map", "celery.starmap"})
 
 
@@ -36,17 +37,23 @@ class TaskRouter:
     ) -> dict[str, str] | None:
         """Return Celery's route, or None to leave the task to the routes behind this one."""
         given = options or {}
-        if any(given.get(option) for option in _ROUTED_ALREADY):
+        if any(given.get(option) for option in ROUTING_OPTIONS):
             return None
         requirement = self.requirement(name, kwargs or {}, given)
         return None if requirement is None else {"queue": self._queues.name_for(requirement)}
 
     def requirement(self, name: str, kwargs: Mapping[str, Any], options: Mapping[str, Any]) -> Requirement | None:
-        """Return what a call requires: what the caller asks for, else what the task (or its inner task) declares."""
+        """
+        Return what a call requires: what the caller asks for, else what the task (or its inner task) declares.
+
+        What an unknown task declares may stand in the call's headers: it was known where its canvas was sent.
+        """
         asked = options.get("requires")
         if asked is not None:
             return Requirement.parse(asked)
         inner = kwargs.get("task") if name in _BY_INNER_TASK else None
         if isinstance(inner, Mapping):
             return self.requirement(inner.get("task", ""), inner.get("kwargs") or {}, inner.get("options") or {})
-        return self._declared(name)
+        declared = self._declared(name)
+        known_before = (options.get("headers") or {}).get(DECLARED_HEADER)
+        return Requirement.parse(known_before) if declared is None and known_before is not None else declared

@@ -130,6 +130,16 @@ class TestRouting:
         arguments = _message(client, "celery")["body"][0]
         assert "gpu,nlp" == arguments[0]["next"][0]["options"]["requires"]
 
+    def test_the_rest_of_a_canvas_by_one_who_does_not_know_it(self, app: Any, redis_url: str, client: Redis) -> None:
+        """An agent without a follower's code, before any agent has published it, sends it where it belongs."""
+        (app.tasks["shop.plain"].si() | app.tasks["shop.index"].si(7)).apply_async()
+        (follower,) = _message(client, "celery")["body"][2]["chain"]
+
+        with app_at(redis_url) as agent:
+            sent = agent.signature(follower | {"task": "shop.unpublished"}).apply_async()
+
+            assert "shop:nlp" == _queue(agent, sent)
+
     def test_declared_by_the_catalogue(self, app: Any) -> None:
         """A sender without a task's code has its requirement, urgency and arguments from what agents published."""
         entry = CatalogueEntry(

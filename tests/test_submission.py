@@ -18,7 +18,7 @@ from pydantic import BaseModel, Field, SecretStr
 from orchestra.arguments import ArgumentSchema
 from orchestra.capabilities import Requirement
 from orchestra.exceptions import PayloadError, ValidationError
-from orchestra.submission import Call, Declared, Limits, Prepared, canonical_requires, plain, prepare
+from orchestra.submission import Call, Declared, Limits, Prepared, complete_signatures, plain, prepare
 from orchestra.types import Urgency
 
 LIMITS = Limits(max_bytes=1_000, max_depth=5)
@@ -227,14 +227,14 @@ PLACES: list[Callable[[dict[str, Any]], Any]] = [
 ]
 
 
-class TestCanonicalRequires:
+class TestCompleteSignatures:
     @pytest.mark.parametrize("place", PLACES)
     def test_reaches_signatures_everywhere(self, place: Callable[[dict[str, Any]], Any]) -> None:
         """A signature's requirement is canonical text before it is serialised, wherever the signature stands."""
         inner = of("shop.index", requires={"mem_gb>=016", "gpu"})
         whole = place(inner)
 
-        canonical_requires(whole)
+        complete_signatures(whole)
 
         assert "gpu,mem_gb>=16" == inner["options"]["requires"]
         json.dumps(whole)
@@ -243,16 +243,42 @@ class TestCanonicalRequires:
         """A requirement that was read already can travel too."""
         inner = of("shop.index", requires=Requirement.parse("gpu"))
 
-        canonical_requires(inner)
+        complete_signatures(inner)
 
         assert "gpu" == inner["options"]["requires"]
+
+    @pytest.mark.parametrize("place", PLACES)
+    def test_takes_along_what_the_task_declares(self, place: Callable[[dict[str, Any]], Any]) -> None:
+        """A signature that is sent later, by an agent that may not know its task, carries what the task requires."""
+        inner = of("shop.index", headers={"tenant": "a"})
+
+        complete_signatures(place(inner), {"shop.index": Requirement.parse("mem_gb>=16,gpu")}.get)
+
+        assert {"tenant": "a", "declared_requires": "gpu,mem_gb>=16"} == inner["options"]["headers"]
+
+    @pytest.mark.parametrize("options", [{"requires": "nlp"}, {"queue": "mine"}, {"routing_key": "mine"}])
+    def test_what_a_signature_says_itself_counts(self, options: dict[str, Any]) -> None:
+        """One that says what it requires, or where it goes, gets nothing else."""
+        inner = of("shop.index", **options)
+
+        complete_signatures(inner, {"shop.index": Requirement.parse("gpu")}.get)
+
+        assert of("shop.index", **options) == inner
+
+    def test_known_before_and_not_here(self) -> None:
+        """What a first sender knew stays where a later one knows nothing."""
+        inner = of("shop.index", headers={"declared_requires": "gpu"})
+
+        complete_signatures(inner)
+
+        assert {"declared_requires": "gpu"} == inner["options"]["headers"]
 
     @pytest.mark.parametrize("options", [{}, {"requires": None}, {"queue": "billing"}])
     def test_signature_without_one_is_left_alone(self, options: dict[str, Any]) -> None:
         """A signature that asks for nothing stays as it is."""
         inner = of("shop.index", **options)
 
-        canonical_requires(inner)
+        complete_signatures(inner)
 
         assert of("shop.index", **options) == inner
 
@@ -272,14 +298,14 @@ class TestCanonicalRequires:
         """An argument that only looks like a signature is the user's own."""
         before = repr(value)
 
-        canonical_requires(value)
+        complete_signatures(value)
 
         assert before == repr(value)
 
     def test_nonsense_inside_is_refused(self) -> None:
         """A requirement that can't be read is refused before anything is sent."""
         with pytest.raises(ValidationError, match="mem_gb>=lots"):
-            canonical_requires([of("outer", link=[of("shop.index", requires="mem_gb>=lots")])])
+            complete_signatures([of("outer", link=[of("shop.index", requires="mem_gb>=lots")])])
 
 
 json_values = st.recursive(

@@ -37,6 +37,15 @@ class TestRoute:
         """A task of which no requirement is known takes the routes behind this one."""
         assert ROUTER("else.task", (), {}, {}) is None
 
+    def test_unknown_task_of_a_canvas(self) -> None:
+        """A task that nobody here knows goes where the sender of its canvas knew that it has to; known ones don't."""
+        options = {"headers": {"declared_requires": "gpu"}}
+
+        assert {"queue": "shop:gpu"} == ROUTER("else.task", (), {}, options)
+        assert {"queue": "shop:nlp"} == ROUTER("shop.index", (), {}, options)
+        assert {"queue": "shop:lang=fr"} == ROUTER("else.task", (), {}, {**options, "requires": "lang=fr"})
+        assert ROUTER("else.task", (), {}, {**options, "queue": "mine"}) is None
+
     @pytest.mark.parametrize("option", ["queue", "exchange", "routing_key"])
     def test_project_that_routes_itself_wins(self, option: str) -> None:
         """Explicit routing is left alone."""
