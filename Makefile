@@ -6,7 +6,7 @@ ARGS ?=
 RUN := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test test-slow test-all lint format typecheck clean
+.PHONY: help demo up test test-slow test-all lint format typecheck docs browser clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,8 +38,16 @@ format: .venv/.installed-dev  ## Mend format and style where a tool can
 typecheck: .venv/.installed-dev  ## Check the types
 	@$(RUN) -m mypy
 
+browser:  ## Install Chromium, in which tests look at Flower's pages: on Debian and Ubuntu, as root
+	@command -v chromium || command -v chromium-browser || command -v google-chrome || { \
+		apt-get update --quiet=2 && apt-get install --quiet=2 --yes --no-install-recommends chromium >/dev/null; }
+
+docs: .venv/.installed-dev  ## Build the pages as a site, into site/
+	@NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
+	@echo "Open site/index.html, or serve it: $(RUN) -m http.server --directory site"
+
 clean:  ## Remove what these targets made, the virtual environment included
-	@rm -rf .venv build dist htmlcov .coverage .coverage.* .hypothesis
+	@rm -rf .venv build dist site htmlcov .coverage .coverage.* .hypothesis
 	@rm -rf .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	@find orchestra workers tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
