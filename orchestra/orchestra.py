@@ -203,6 +203,9 @@ class Orchestra:
 
     def _published(self, name: str) -> Any:  # Declared
         declared = self.app.catalogue.find(name)
+        if declared is None:  # its agent may have joined since the catalogue was read
+            self.app.catalogue.forget()
+            declared = self.app.catalogue.find(name)
         if declared is not None:
             return declared
         known = {one for one in (*self.app.tasks, *self.app.catalogue.names()) if not one.startswith("celery.")}

@@ -2,15 +2,13 @@
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from threading import Lock
 from typing import Any, Final, Generic, TypeVar
-
-from cachetools import TTLCache
 
 from orchestra.exceptions import AgentNameTakenError
 from orchestra.store import Store, pairs_of, text_of, texts_of
+from orchestra.utils import TTLCache
 
 __all__ = ["AgentEntry", "AgentRegistry", "Beat", "CachedCatalogue", "CatalogueEntry"]
 
@@ -225,36 +223,39 @@ class CachedCatalogue(Generic[Known]):
     """
     The catalogue as a sender sees it: read again when it is older than `ttl_seconds`.
 
-    `convert` makes of an entry what the sender works with; it is called once per entry and reading.
+    `convert` makes of an entry what the sender works with, which is kept until the next reading.
     """
 
     def __init__(
         self, registry: AgentRegistry, convert: Callable[[CatalogueEntry], Known], *, ttl_seconds: float
     ) -> None:
-        self._registry = registry
         self._convert = convert
-        self._read: TTLCache[str, dict[str, CatalogueEntry]] = TTLCache(maxsize=1, ttl=ttl_seconds)
-        self._known: dict[str, Known] = {}
-        self._lock = Lock()
+        self._readings: TTLCache[None, _Reading[Known]] = TTLCache(
+            lambda _: _Reading(registry.catalogue()), ttl_seconds=ttl_seconds, maxsize=1
+        )
 
     def find(self, name: str) -> Known | None:
         """Return what is known of a task; None when no agent has published it."""
-        with self._lock:
-            entry = self._entries().get(name)
-            if entry is None:
-                return None
-            if name not in self._known:
-                self._known[name] = self._convert(entry)
-            return self._known[name]
+        reading = self._readings.get(None)
+        entry = reading.entries.get(name)
+        if entry is None:
+            return None
+        if name not in reading.known:
+            reading.known.setdefault(name, self._convert(entry))  # of two threads that convert it, both get the first's
+        return reading.known[name]
+
+    def forget(self) -> None:
+        """Read the catalogue again at the next question."""
+        self._readings.clear()
 
     def names(self) -> list[str]:
         """Return the names of all tasks that agents have published."""
-        with self._lock:
-            return sorted(self._entries())
+        return sorted(self._readings.get(None).entries)
 
-    def _entries(self) -> dict[str, CatalogueEntry]:
-        entries = self._read.get("all")
-        if entries is None:
-            entries = self._read["all"] = self._registry.catalogue()
-            self._known.clear()
-        return entries
+
+@dataclass(frozen=True, slots=True)
+class _Reading(Generic[Known]):
+    """The catalogue as it was read once, and what was made of its entries since."""
+
+    entries: Mapping[str, CatalogueEntry]
+    known: dict[str, Known] = field(default_factory=dict)

@@ -1,10 +1,18 @@
-"""What keeps secrets out of texts that people read: masks for URLs, `name=value` pairs and named fields."""
+"""What every floor may use: masks that keep secrets out of texts that people read, and a cache that forgets in time."""
 
 import re
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Callable, Hashable, Mapping
+from concurrent.futures import Future
+from threading import Lock
+from time import monotonic
+from typing import Final, Generic, TypeVar
 
-__all__ = ["MASK", "is_secret_name", "mask_fields", "mask_text", "shorten"]
+import cachetools
+
+__all__ = ["MASK", "TTLCache", "is_secret_name", "mask_fields", "mask_text", "shorten"]
+
+Key = TypeVar("Key", bound=Hashable)
+Value = TypeVar("Value")
 
 MASK: Final = "***"
 
@@ -37,7 +45,9 @@ def mask_text(text: str) -> str:
     Hosts, ports and user names before a password stay readable. A user name without a password is masked: it nearly
     always is a password whose colon was forgotten.
     """
-    return _PAIR.sub(rf"\g<name>{MASK}", _URL_USER.sub(_masked_user, text))
+    if "://" in text:  # the look for it is cheap, and most texts hold none
+        text = _URL_USER.sub(_masked_user, text)
+    return _PAIR.sub(rf"\g<name>{MASK}", text) if "=" in text or ":" in text else text
 
 
 def _masked_user(match: re.Match[str]) -> str:
@@ -67,3 +77,73 @@ def _masked(value: object) -> object:
 def shorten(text: str, limit: int) -> str:
     """Return `text` in at most `limit` characters; the end gives way to an ellipsis."""
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+class TTLCache(Generic[Key, Value]):
+    """
+    Values that are looked up once and trusted for `ttl_seconds`; threads may share it.
+
+    `load` finds the value of a key, and mustn't ask this cache for the same key. Threads that ask for a key while it is
+    being loaded wait for that one load, and get its error if it fails; an error isn't kept. When there are `maxsize`
+    values, the one that was asked for the longest ago gives way. A time of 0 stands for no cache. `clock` returns
+    seconds that never run backwards.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[Key], Value],
+        *,
+        ttl_seconds: float,
+        maxsize: int = 1024,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        if not ttl_seconds >= 0 or maxsize < 1:
+            message = f"TTLCache(ttl_seconds={ttl_seconds!r}, maxsize={maxsize!r}): 0 s and 1 value are the least."
+            raise ValueError(message)
+        self._load = load
+        self._values: cachetools.TTLCache[Key, Value, float] = cachetools.TTLCache(maxsize, ttl_seconds, clock)
+        self._loading: dict[Key, Future[Value]] = {}
+        self._lock = Lock()
+
+    def get(self, key: Key) -> Value:
+        """Return the value of `key`, loaded if there is none that is fresh enough; an error of `load` goes through."""
+        with self._lock:
+            try:
+                return self._values[key]
+            except KeyError:
+                others = self._loading.get(key)
+            loading = self._loading.setdefault(key, Future())
+        return self._loaded(key, loading) if others is None else others.result()
+
+    def invalidate(self, key: Key) -> None:
+        """Forget the value of `key`; one that is being loaded now reaches those who wait for it, and isn't kept."""
+        with self._lock:
+            self._values.pop(key, None)
+            self._loading.pop(key, None)
+
+    def clear(self) -> None:
+        """Forget every value, as `invalidate` does."""
+        with self._lock:
+            self._values.clear()
+            self._loading.clear()
+
+    def _loaded(self, key: Key, loading: "Future[Value]") -> Value:
+        try:
+            value = self._load(key)
+        except BaseException as error:  # an interrupt too: nobody may wait for ever
+            with self._lock:
+                self._ends(key, loading)
+            loading.set_exception(error)
+            raise
+        with self._lock:
+            if self._ends(key, loading):
+                self._values[key] = value
+        loading.set_result(value)
+        return value
+
+    def _ends(self, key: Key, loading: "Future[Value]") -> bool:
+        """Take a load off the list; False when it was invalidated meanwhile."""
+        current = self._loading.get(key) is loading
+        if current:
+            del self._loading[key]
+        return current

@@ -4,15 +4,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from celery import Celery, signals
-from celery import _state as celery_state
-from celery.contrib.testing.worker import start_worker
-from celery.worker import state as worker_state
+from celery import Celery
 from redis import Redis
 
 from orchestra.app import OrchestraCelery
 from orchestra.config import OrchestraSettings, load_settings
-from orchestra.store import text_of
+from orchestra.local_agents import LocalAgent
 
 __all__ = ["agent_of", "app_at", "commands_at", "quick", "stock_at"]
 
@@ -48,35 +45,9 @@ def stock_at(url: str) -> Iterator[Any]:  # Celery, as above
 
 @contextmanager
 def agent_of(app: Any, capabilities: str | None = None, *, name: str = "agent@test", **options: Any) -> Iterator[Any]:
-    """Run an agent in a thread of this process; one at a time, since Celery keeps much of it in globals."""
-    known: Any = celery_state  # celery-types leaves most of it out
-    current, default = known._tls.current_app, known.default_app
-    signals.setup_logging.connect(_leave_logging_alone)
-    try:
-        with start_worker(app, perform_ping_check=False, hostname=name, capabilities=capabilities, **options) as worker:
-            yield worker
-            used = list(app._backends)  # the agent's thread takes its own with it
-            worker_state.should_terminate = 0  # type: ignore[assignment]  # an exit code
-            _wake(app)
-        for backend in used:
-            if hasattr(backend, "disconnect"):
-                backend.disconnect()
-    finally:
-        signals.setup_logging.disconnect(_leave_logging_alone)
-        known._set_current_app(current)
-        known.set_default_app(default)
-
-
-def _wake(app: Any) -> None:
-    """End the agent's look at its queues, which it would else wait out before it stops."""
-    for line in text_of(app.store.command("CLIENT", "LIST")).splitlines():
-        client = dict(field.split("=", 1) for field in line.split())
-        if client["cmd"] == "brpop":
-            app.store.command("CLIENT", "UNBLOCK", client["id"])
-
-
-def _leave_logging_alone(**_: Any) -> None:
-    """Keep Celery from replacing the handlers that pytest has set."""
+    """Run an agent in a thread of this process; give Celery's worker."""
+    with LocalAgent.start(app, capabilities, name=name, **options) as agent:
+        yield agent.worker
 
 
 @contextmanager

@@ -115,6 +115,18 @@ class TestSubmit:
         with pytest.raises(ValidationError, match="number"):  # although agents only remark on it elsewhere
             orchestra.submit("shop.far", {"number": "three"})
 
+    def test_published_a_moment_ago(self, orchestra: Orchestra) -> None:
+        """A task is known as soon as its agent has joined, whatever was read of the catalogue before."""
+        with pytest.raises(UnknownTaskError):
+            orchestra.submit("far.late", {})
+
+        entry = CatalogueEntry(requires="gpu")
+        orchestra.app.registry.register("far@test", "1", about={}, tasks={"far.late": entry}, queues=[])
+
+        record = orchestra.submit("far.late", {}).record()
+        assert record is not None
+        assert "gpu" == record.requires
+
     def test_unknown_tasks(self, orchestra: Orchestra) -> None:
         """The nearest names are told, or that an agent may be missing."""
         with pytest.raises(UnknownTaskError, match=r"did you mean shop\.index") as caught:
