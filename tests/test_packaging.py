@@ -53,7 +53,9 @@ class TestWheel:
             if path.suffix in {".py", ".lua"} or path.name == "py.typed"
         }
 
-        assert package | {"_orchestra_pytest.py"} == {name for name in wheel.namelist() if not name.startswith(f"{METADATA}/")}
+        held = {name for name in wheel.namelist() if not name.startswith(f"{METADATA}/")}
+
+        assert package | {"_orchestra_pytest.py"} == held
         assert "orchestra/py.typed" in package
         assert "orchestra/scripts/publish.lua" in package
 
