@@ -6,7 +6,7 @@ ARGS ?=
 RUN := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test test-slow test-all lint format typecheck docs browser clean
+.PHONY: help demo up test test-slow test-all test-docker images lint format typecheck docs browser clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,6 +25,12 @@ test-slow: .venv/.installed-dev  ## Run the tests that `make test` leaves out, w
 
 test-all: .venv/.installed-dev  ## Run both
 	@exec $(RUN) -m pytest -m "not docker" $(ARGS)
+
+test-docker: .venv/.installed-dev  ## Run the tests with containers, which need a Docker engine
+	@exec $(RUN) -m pytest -p docker_tools -p celery -m docker tests/docker $(ARGS)
+
+images:  ## Make base images for Docker where none can be pulled: on Debian and Ubuntu, as root
+	@exec docker/base-images.sh
 
 lint: .venv/.installed-dev  ## Check format, style and floors
 	@$(RUN) -m ruff format --check .

@@ -11,13 +11,16 @@ import tempfile
 import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from orchestra.fleet import AgentSpec
+from orchestra.agent import Agent
+from orchestra.fleet import AgentSpec, Fleet
 from tests.processes import processes_within, until
-from workers.demo import AGENTS
+from workers.demo import AGENTS, _able, _lacking
 
 PROJECT = Path(__file__).resolve().parents[1]
 PROSE = "It was the best of times, and it was the worst of times; the violin was all that we had to play. "
@@ -38,11 +41,11 @@ def start(private: Path) -> Iterator[Starter]:
     """Give what starts a demo with some arguments, and ends those that still run after the test."""
     started = []
 
-    def start_demo(*arguments: str | Path, output: int = subprocess.PIPE) -> "subprocess.Popen[str]":
+    def start_demo(*arguments: str | Path, output: int = subprocess.PIPE, **env: str) -> "subprocess.Popen[str]":
         demo = subprocess.Popen(
             [sys.executable, "-u", "-m", "workers.demo", *arguments],
             cwd=PROJECT,
-            env={**os.environ, "TMPDIR": str(private), "COLUMNS": "80", "TERM": "xterm-256color"},
+            env={**os.environ, "TMPDIR": str(private), "COLUMNS": "80", "TERM": "xterm-256color", **env},
             stdout=output,
             stderr=subprocess.PIPE,
             text=True,
@@ -171,6 +174,82 @@ class TestDemo:
         assert demo.returncode == 2
         assert errors == f"{tmp_path} holds no files: name a folder with something to profile.\n"
         assert_nothing_left(private)
+
+
+@pytest.mark.integration
+class TestAttached:
+    def test_uses_the_fleet_that_is_up(self, start: Starter, tree: Path, private: Path, redis_url: str) -> None:
+        """With `--attach` nothing is started: the agents that are there do the work, and stay."""
+        environment = {"ORCHESTRA_BROKER_URL": redis_url}
+        with Fleet("workers", AGENTS, environment=environment, directory=PROJECT, log_level="WARNING") as fleet:
+            before = fleet.pids
+            demo = start("--attach", "--input", tree, **environment)
+
+            shown, errors = demo.communicate(timeout=90)
+
+            assert fleet.tend() == []
+            assert before == fleet.pids
+        assert (demo.returncode, errors) == (0, "")
+        assert "(of the fleet that is up)" in shown
+        assert "io ✓  text ✓ ✓  compute ✓ ✓  general ✓    4 kinds, 6 processes, up" in shown
+        assert re.search(r"100 % +24/24 steps", shown)
+        assert_nothing_left(private)
+
+    def test_folder_is_the_agents(self, start: Starter, redis_url: str) -> None:
+        """The folder is looked for where the agents are, which may be elsewhere."""
+        environment = {"ORCHESTRA_BROKER_URL": redis_url}
+        with Fleet("workers", AGENTS, environment=environment, directory=PROJECT, log_level="WARNING"):
+            demo = start("--attach", "--input", "/nowhere", **environment)
+
+            _, errors = demo.communicate(timeout=60)
+
+        assert demo.returncode == 1
+        assert errors == "The demo failed: a task failed: FileNotFoundError(2, 'No such file or directory')\n"
+
+    def test_no_redis(self, start: Starter) -> None:
+        """A Redis that doesn't answer is told at once, in one line."""
+        demo = start("--attach", ORCHESTRA_BROKER_URL="redis://127.0.0.1:1/0")
+
+        _, errors = demo.communicate(timeout=30)
+
+        assert demo.returncode == 1
+        assert re.fullmatch(r"The demo failed: Redis at 127\.0\.0\.1:1 cannot be reached: .*\n", errors)
+
+
+def agent(name: str, capabilities: str, **changes: Any) -> Agent:
+    """Return a live agent."""
+    then = datetime(2025, 1, 1, tzinfo=UTC)
+    known = {
+        "host": "box",
+        "pid": 1,
+        "pool": "solo",
+        "concurrency": 1,
+        "queues": (),
+        "tasks": frozenset(),
+        "running": 0,
+    }
+    life = {"draining": False, "version": "1", "started_at": then, "last_beat_at": then, "alive": True}
+    return Agent(name=name, capabilities=capabilities, **{**known, **life, **changes})
+
+
+class TestWhoIsThere:
+    def test_only_who_can_take_work_counts(self) -> None:
+        """An agent counts for each kind of work that it can do, whatever its name, unless it's lost or drains."""
+        agents = [
+            agent("all@a", "io,nlp"),
+            agent("text@b", "nlp"),
+            agent("compute@c", "cpu_intensive", alive=False),
+            agent("general@d", "general", draining=True),
+        ]
+
+        assert {"io": 1, "text": 2, "compute": 0, "general": 0} == _able(agents)
+
+    def test_what_is_lacking_is_named(self) -> None:
+        """Whoever runs a fleet is told which agents to start."""
+        assert (
+            "the fleet has no live agent for compute (cpu_intensive) and general (general) after 60 s; "
+            "start what is missing"
+        ) == _lacking({"io": 1, "text": 2, "compute": 0, "general": 0})
 
 
 class TestBadInput:

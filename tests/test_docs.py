@@ -25,13 +25,20 @@ RUN_ELSEWHERE = {
     ".ci/run": ".github/workflows/ci.yml → .ci/run",
 }
 
+# Pages that need more than a Redis, and the file that follows them.
+FOLLOWED_ELSEWHERE = {"docs/deployment.md": "tests/docker/test_page.py"}
+
 # What a page shows and nobody runs: trees, tables, grammar, output.
 SHOWN_ONLY = {"text"}
 
 TYPED_HERE = [
-    (snippet.page, command) for snippet in SNIPPETS for command in snippet.commands if command not in RUN_ELSEWHERE
+    (snippet.page, command)
+    for snippet in SNIPPETS
+    for command in snippet.commands
+    if command not in RUN_ELSEWHERE and snippet.page not in FOLLOWED_ELSEWHERE
 ]
-FOLLOWED = sorted({page for page, _ in TYPED_HERE} | {one.page for one in SNIPPETS if one.language == "python"})
+WITH_PYTHON = {snippet.page for snippet in SNIPPETS if snippet.language == "python"}
+FOLLOWED = sorted({page for page, _ in TYPED_HERE} | (WITH_PYTHON - FOLLOWED_ELSEWHERE.keys()))
 DIFFS = [snippet for snippet in SNIPPETS if snippet.language == "diff"]
 
 
@@ -54,6 +61,12 @@ class TestNothingIsLeftOut:
 
         assert words in (ROOT / path).read_text(encoding="utf-8")
         assert command in {shown for snippet in SNIPPETS for shown in snippet.commands}
+
+    @pytest.mark.parametrize(("page", "reader"), FOLLOWED_ELSEWHERE.items())
+    def test_other_readers_are_there(self, page: str, reader: str) -> None:
+        """A page that isn't followed here is followed by the file that the table names."""
+        assert page in PAGES
+        assert f'"{page}"' in (ROOT / reader).read_text(encoding="utf-8")
 
     @pytest.mark.parametrize("page", sorted(PAGES))
     def test_links_lead_somewhere(self, page: str) -> None:

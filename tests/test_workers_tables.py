@@ -56,6 +56,18 @@ class TestWhatRanWhere:
             ["text-1", "workers:nlp", "2", "35", "50", "%", "1.0", "s", "30", "ms"],
         ]
 
+    def test_agents_of_one_name_are_told_apart(self) -> None:
+        """Containers of one kind share a name: then a part of the host stands beside it."""
+        records = [
+            record("text@0123456789ab", "workers:nlp", waited=0, ran=1),
+            record("text@ba9876543210", "workers:nlp", waited=0, ran=1),
+            record("io@cafe01234567", "workers:io", waited=0, ran=1),
+        ]
+
+        lines = lines_of(what_ran_where(records, {}, 4))
+
+        assert ["agent", "io", "text@012345", "text@ba9876"] == [line.split()[0] for line in lines]
+
 
 class TestFindings:
     def test_fit_into_the_terminal(self) -> None:

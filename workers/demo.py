@@ -1,7 +1,9 @@
 """
 The whole journey in one program: a private server, the reference fleet, the main job, and what came of it.
 
-    python -m workers.demo [--input FOLDER]
+    python -m workers.demo [--input FOLDER] [--attach]
+
+With `--attach` the job is done by a fleet that is up already, such as the containers of docker-compose.yml.
 """
 
 import argparse
@@ -10,7 +12,7 @@ import sys
 import sysconfig
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -22,10 +24,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 from rich.table import Table
 
+from orchestra.agent import Agent
+from orchestra.capabilities import Requirement
 from orchestra.embedded import EmbeddedServer
 from orchestra.exceptions import AgentOrchestraException
 from orchestra.fleet import AgentSpec, Fleet
 from orchestra.orchestra import Orchestra
+from orchestra.supervised import Death
 from workers import app, compute, general, io, text
 from workers.documents import Listing, Report
 from workers.interrupts import Interrupted, Interrupts
@@ -47,6 +52,7 @@ _STALLED_SECONDS: Final = 60.0  # without any task that finishes; none takes mor
 _POLL_SECONDS: Final = 0.2
 _LOG_LINES: Final = 20
 _NEXT: Final = "Next: make up, then open Flower; copy workers/text.py to write your own agent."
+_NEXT_ATTACHED: Final = "Next: open Flower; copy workers/text.py to write your own agent."
 _FAILED: Final = 1
 _BAD_INPUT: Final = 2
 
@@ -61,8 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console(highlight=False, markup=False)
     console.width = min(console.width, WIDTH)
     try:
-        root, title = _folder(arguments)
-        _Demo(console, interrupts).run(root, title)
+        given = _parsed(arguments)
+        root, title = _folder(given.input, attached=given.attach)
+        _Demo(console, interrupts).run(root, title, attached=given.attach)
         interrupts.check()
     except Interrupted as interruption:
         return interruption.exit_code
@@ -81,15 +88,27 @@ def _complain(message: str, exit_code: int) -> int:
     return exit_code
 
 
-def _folder(arguments: Sequence[str] | None) -> tuple[Path, str]:
-    """Return the folder to profile, and what to call it."""
+def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m workers.demo", description="Profile a folder with a small fleet.")
     parser.add_argument("--input", metavar="FOLDER", help="what to profile; without it, Python's standard library")
-    given = parser.parse_args(arguments).input
+    parser.add_argument(
+        "--attach",
+        action="store_true",
+        help="use the fleet at ORCHESTRA_BROKER_URL, and start none; FOLDER is then a path as its agents have it",
+    )
+    return parser.parse_args(arguments)
+
+
+def _folder(given: str | None, *, attached: bool) -> tuple[Path, str]:
+    """Return the folder to profile, and what to call it; where agents elsewhere read it, they check it too."""
     root = Path(given or sysconfig.get_path("stdlib"))
     if io.printable(str(root)) != str(root):
         message = f"The name of {io.printable(str(root))} is not UTF-8: give the folder another name."
         raise BadInputError(message)
+    return (root if attached else _checked(root)), str(root) if given else "the Python standard library"
+
+
+def _checked(root: Path) -> Path:
     try:
         empty = next(root.iterdir(), None) is None
     except OSError as error:
@@ -97,7 +116,7 @@ def _folder(arguments: Sequence[str] | None) -> tuple[Path, str]:
         raise BadInputError(message) from error
     if empty:
         raise _nothing_in(root)
-    return root.resolve(), str(root) if given else "the Python standard library"
+    return root.resolve()
 
 
 def _nothing_in(root: Path | str) -> BadInputError:
@@ -111,32 +130,38 @@ class _Demo:
         self._console = console
         self._interrupts = interrupts
         self._stall_at = 0.0
+        self._tend: Callable[[], Sequence[Death]] = list  # who died since the last call: nobody whom we started
         self._deaths: list[str] = []
+        self._log: Path | None = None
+        self._next = _NEXT
 
-    def run(self, root: Path, title: str) -> None:
-        """Start everything, do the job, show what came of it, stop everything."""
+    def run(self, root: Path, title: str, *, attached: bool) -> None:
+        """Start everything, do the job, show what came of it, stop everything; or use a fleet that is up."""
         with ExitStack() as stack:
             try:
-                server = self._start_server(stack)
-                log_path = server.socket_path.with_name("agents.log")  # in the server's private folder
-                log = stack.enter_context(log_path.open("w", encoding="utf-8"))
-                try:
-                    fleet = self._start_fleet(stack, server, lambda name, line: print(name, line, file=log, flush=True))
-                    self._profile(fleet, root, title)
-                except AgentOrchestraException:
-                    self._show_end_of(log_path)
-                    raise
+                if attached:
+                    self._attach(stack)
+                else:
+                    self._start(stack)
+                self._profile(root, title)
+            except AgentOrchestraException:
+                self._show_end_of_log()
+                raise
             finally:
                 self._interrupts.shield()
 
-    def _start_server(self, stack: ExitStack) -> EmbeddedServer:
+    def _start(self, stack: ExitStack) -> None:
         server = stack.enter_context(EmbeddedServer.start())
-        address = f"{server.host}:{server.port}"
-        self._say("server", f"valkey {server.version} on {address} (private, password, stops with the demo)")
-        return server
-
-    def _start_fleet(self, stack: ExitStack, server: EmbeddedServer, sink: Callable[[str, str], None]) -> Fleet:
+        self._say(
+            "server",
+            f"valkey {server.version} on {server.host}:{server.port} (private, password, stops with the demo)",
+        )
         os.environ.update(ORCHESTRA_BROKER_URL=server.url, ORCHESTRA_RESULT_BACKEND=server.url)
+        self._log = server.socket_path.with_name("agents.log")  # in the server's private folder
+        log = stack.enter_context(self._log.open("w", encoding="utf-8"))
+        self._start_fleet(stack, lambda name, line: print(name, line, file=log, flush=True))
+
+    def _start_fleet(self, stack: ExitStack, sink: Callable[[str, str], None]) -> None:
         started = time.monotonic()
         fleet = stack.enter_context(Fleet("workers", AGENTS, sink=sink, directory=_PROJECT, log_level="WARNING"))
         orchestra = stack.enter_context(Orchestra(app))
@@ -148,17 +173,33 @@ class _Demo:
         with self._console.status("  starting the agents"):
             fleet.wait_ready(_READY_SECONDS, ready=ready)
         seconds = time.monotonic() - started
-        marks = "  ".join(f"{spec.name} {' '.join('✓' * spec.processes)}" for spec in AGENTS)
-        self._say("agents", f"{marks}    {len(AGENTS)} kinds, {len(fleet.names)} processes, ready in {seconds:.1f} s")
-        return fleet
+        self._tend = fleet.tend
+        self._say_agents({spec.name: spec.processes for spec in AGENTS}, f"ready in {seconds:.1f} s")
+
+    def _attach(self, stack: ExitStack) -> None:
+        orchestra = stack.enter_context(Orchestra(app))
+        self._next = _NEXT_ATTACHED
+        self._say("server", f"{app.store.location} (of the fleet that is up)")
+        deadline = time.monotonic() + _READY_SECONDS
+        with self._console.status("  waiting for the agents"):
+            while not all((able := _able(orchestra.agents())).values()):
+                if time.monotonic() > deadline:
+                    raise JobFailedError(_lacking(able))
+                time.sleep(_POLL_SECONDS)
+                self._interrupts.check()
+        self._say_agents(able, "up")
+
+    def _say_agents(self, processes: Mapping[str, int], how: str) -> None:
+        marks = "  ".join(f"{name} {' '.join('✓' * count)}" for name, count in processes.items())
+        self._say("agents", f"{marks}    {len(processes)} kinds, {sum(processes.values())} processes, {how}")
 
     def _say(self, what: str, words: str) -> None:
         self._console.print(f"● {what:9} {words}", soft_wrap=True)
 
-    def _profile(self, fleet: Fleet, root: Path, title: str) -> None:
+    def _profile(self, root: Path, title: str) -> None:
         began = time.monotonic()
         found = io.find.delay(str(root))
-        listing: Listing = self._value_of(found, fleet)
+        listing: Listing = self._value_of(found)
         if not listing["files"] and not listing["unreadable"]:
             raise _nothing_in(root)
         self._console.print(f"  profiling {len(listing['files']):,} files of {shown(title)}", soft_wrap=True)
@@ -167,29 +208,29 @@ class _Demo:
             self._console.print(f"  passed over: {folders}", soft_wrap=True)
         job = plan(found)
         progress = Progress(job, app.state)
-        self._follow(job, progress, fleet)
+        self._follow(job, progress)
         last = conclude(job)
-        report: Report = self._value_of(last, fleet)
+        report: Report = self._value_of(last)
         records = [*progress.finished, *filter(None, app.state.read_many([found.id, last.id]))]
         self._show(what_ran_where(records, job.files_of, time.monotonic() - began), report)
 
-    def _value_of(self, result: AsyncResult[Any], fleet: Fleet) -> Any:  # what the task returned
+    def _value_of(self, result: AsyncResult[Any]) -> Any:  # what the task returned
         self._moved()
         while not result.ready():
-            self._pause(fleet)
+            self._pause()
         value = result.get(propagate=False)
         if result.failed():
             message = f"a task failed: {value!r}"
             raise JobFailedError(message)
         return value
 
-    def _follow(self, job: Job, progress: Progress, fleet: Fleet) -> None:
+    def _follow(self, job: Job, progress: Progress) -> None:
         self._moved()
         with _meter(self._console, progress.all_steps) as show:
             sending = job.send()
             while not progress.complete:
                 if next(sending, self) is self:
-                    self._pause(fleet)
+                    self._pause()
                 if progress.update():
                     self._moved()
                     show(progress.steps)
@@ -197,11 +238,11 @@ class _Demo:
     def _moved(self) -> None:
         self._stall_at = time.monotonic() + _STALLED_SECONDS
 
-    def _pause(self, fleet: Fleet) -> None:
+    def _pause(self) -> None:
         """Let a moment pass, during which the fleet is tended."""
         time.sleep(_POLL_SECONDS)
         self._interrupts.check()
-        for death in fleet.tend():
+        for death in self._tend():
             self._deaths.append(f"agent {death.name} {death.cause}")
             self._console.print(f"  {self._deaths[-1]}; it is started again", soft_wrap=True)
         if time.monotonic() > self._stall_at:
@@ -218,12 +259,26 @@ class _Demo:
             f"{report['near_duplicates']:,} near-duplicate pairs, {skipped:,} files skipped",
             soft_wrap=True,
         )
-        self._console.print(_NEXT, soft_wrap=True)
+        self._console.print(self._next, soft_wrap=True)
 
-    def _show_end_of(self, log: Path) -> None:
-        with log.open(encoding="utf-8") as lines:
+    def _show_end_of_log(self) -> None:
+        if self._log is None:
+            return
+        with self._log.open(encoding="utf-8") as lines:
             for line in deque(lines, _LOG_LINES):
                 _complain(line, _FAILED)
+
+
+def _able(agents: Sequence[Agent]) -> dict[str, int]:
+    """Count, for each kind of agent that the job needs, the live ones that can do its work."""
+    alive = [agent for agent in agents if agent.alive and not agent.draining]
+    needed = {spec.name: Requirement.parse(spec.capabilities) for spec in AGENTS}
+    return {name: sum(agent.satisfies(requirement) for agent in alive) for name, requirement in needed.items()}
+
+
+def _lacking(able: Mapping[str, int]) -> str:
+    kinds = " and ".join(f"{spec.name} ({spec.capabilities})" for spec in AGENTS if not able[spec.name])
+    return f"the fleet has no live agent for {kinds} after {_READY_SECONDS:.0f} s; start what is missing"
 
 
 @contextmanager

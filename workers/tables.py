@@ -1,8 +1,8 @@
 """What the demo shows: tables for a terminal of 80 columns."""
 
 import re
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from datetime import datetime
 from statistics import median
 from typing import Final
@@ -20,6 +20,7 @@ _PAIRS: Final = 5
 _FOLDERS: Final = 6
 _EXAMPLE_WIDTH: Final = 40
 _PATH_WIDTH: Final = 33
+_HOST_WIDTH: Final = 6  # enough to part containers, whose hosts are called by 12 random digits
 _UNPRINTABLE: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # they could move the cursor
 
 
@@ -27,7 +28,8 @@ def what_ran_where(records: Iterable[TaskRecord], files_of: Mapping[str, int], e
     """Show each agent's share of the job by the queue that it served: how busy it was, and how long tasks waited."""
     served: defaultdict[tuple[str, str], list[TaskRecord]] = defaultdict(list)
     for record in records:
-        served[(record.agent or "?").partition("@")[0], record.queue].append(record)
+        served[(record.agent or "?", record.queue)].append(record)
+    labels = _labels({agent for agent, _ in served})
     table = _table("agent", "served queue", right=("tasks", "files", "busy", "p50 run", "p50 wait"))
     for (agent, queue), done in sorted(served.items()):
         runs = _seconds((record.started_at, record.finished_at) for record in done)
@@ -35,7 +37,7 @@ def what_ran_where(records: Iterable[TaskRecord], files_of: Mapping[str, int], e
         files = sum(files_of.get(record.task_id, 0) for record in done)
         busy = 100 * sum(runs) / elapsed_seconds
         table.add_row(
-            agent,
+            labels[agent],
             queue,
             f"{len(done):,}",
             f"{files:,}" if files else "-",
@@ -44,6 +46,16 @@ def what_ran_where(records: Iterable[TaskRecord], files_of: Mapping[str, int], e
             _duration(waits),
         )
     return table
+
+
+def _labels(agents: Collection[str]) -> dict[str, str]:
+    """Name agents without their hosts; where that would name several, the first letters of the host stand with it."""
+    times = Counter(agent.partition("@")[0] for agent in agents)
+    return {agent: _label(*agent.partition("@")[::2], alone=times[agent.partition("@")[0]] == 1) for agent in agents}
+
+
+def _label(name: str, host: str, *, alone: bool) -> str:
+    return name if alone else f"{name}@{host[:_HOST_WIDTH]}"
 
 
 def _seconds(spans: Iterable[tuple[datetime | None, datetime | None]]) -> list[float]:

@@ -1,0 +1,1 @@
+"""Tests with containers: the image, the fleet of docker-compose.yml, and pytest-celery's suite over them."""
