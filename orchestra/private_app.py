@@ -1,4 +1,4 @@
-"""An app for one test, which shares nothing with others of the process."""
+"""An app for one test, whose tasks no other app of the process gets."""
 
 from typing import Any
 
@@ -11,6 +11,7 @@ __all__ = ["PrivateApp"]
 class PrivateApp(OrchestraCelery):
     """
     An app at `url` whose tasks are its own; Celery would give them to every app that the process makes later.
+    What other apps of the process share, it has too.
 
     Its settings know nothing of the environment, and let nothing take long. It never is the current app.
     """

@@ -36,7 +36,7 @@ class TestApp:
     @pytest.mark.parametrize("turn", [1, 2])
     def test_each_test_has_its_own(self, orchestra_app: Any, orchestra_url: str, turn: int) -> None:
         """Tasks that one test declares are unknown to the next one's app."""
-        assert not [name for name in orchestra_app.tasks if not name.startswith("celery.")]
+        assert "t.turn" not in orchestra_app.tasks
 
         @orchestra_app.task(name="t.turn")
         def take_turn() -> int:
