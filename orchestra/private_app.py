@@ -11,9 +11,9 @@ __all__ = ["PrivateApp"]
 class PrivateApp(OrchestraCelery):
     """
     An app at `url` whose tasks are its own; Celery would give them to every app that the process makes later.
-    What other apps of the process share, it has too.
 
-    Its settings know nothing of the environment, and let nothing take long. It never is the current app.
+    What other apps of the process share, it has too. Its settings know nothing of the environment, and let nothing
+    take long. It never is the current app.
     """
 
     def __init__(self, url: str, *, name: str = "tests", **options: Any) -> None:  # Celery's own
