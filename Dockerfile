@@ -37,8 +37,11 @@ LABEL org.opencontainers.image.title="agent-orchestra" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}"
 
-# A fixed number, so that a volume's owner is known wherever the image runs.
-RUN groupadd --gid 10001 agent \
+# The user's number is fixed, so that a volume's owner is known wherever the image runs.
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends tini \
+    && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/cache/debconf/* /var/log/* \
+    && groupadd --gid 10001 agent \
     && useradd --uid 10001 --gid agent --home-dir /app --no-create-home --shell /usr/sbin/nologin agent
 
 COPY --from=build /opt/venv /opt/venv
@@ -52,7 +55,9 @@ RUN python3 -m compileall -q .
 ENV PATH=/opt/venv/bin:${PATH} PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 APP=workers
 USER agent
 
-# SIGTERM lets an agent finish what it runs, and CMD hands it on to nobody: the agent is the container's first process.
+# SIGTERM lets an agent finish what it runs. A container's first process is deaf to it until it listens, which an agent
+# does seconds after its start; tini listens at once, hands it on, and takes care of what tasks leave behind.
 STOPSIGNAL SIGTERM
+ENTRYPOINT ["tini", "--"]
 HEALTHCHECK --interval=30s --timeout=10s --start-period=30s --retries=3 CMD ["python", "/opt/agent/healthcheck.py"]
 CMD ["celery", "worker", "--hostname", "agent@%h"]

@@ -4,7 +4,8 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,9 +81,10 @@ class Compose:
         """Run a command of Compose that has to succeed; return what it writes."""
         return output_of(*self._command, *arguments, env=self.environment, seconds=seconds)
 
-    def begin(self, *arguments: str) -> "subprocess.Popen[str]":
-        """Begin a command of Compose whose output is read while it runs."""
-        return subprocess.Popen(
+    @contextmanager
+    def begun(self, *arguments: str) -> Iterator["subprocess.Popen[str]"]:
+        """Give a command of Compose whose output is read while it runs, and that doesn't outlive the block."""
+        with subprocess.Popen(
             [*self._command, *arguments],
             cwd=PROJECT,
             env={**os.environ, **self.environment},
@@ -90,7 +92,11 @@ class Compose:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-        )
+        ) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
 
     def containers(self, *services: str) -> list[dict[str, Any]]:
         """Return what the engine knows of the containers of some services, or of all."""

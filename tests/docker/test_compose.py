@@ -1,11 +1,14 @@
 """The fleet of docker-compose.yml, brought up for real: its bounds, the demo on it, and growing and shrinking."""
 
+import json
+import os
 import random
 import re
 import time
 from base64 import b64encode
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,7 @@ from typing import Any
 import pytest
 
 from orchestra.config import OrchestraSettings
-from tests.docker.engine import PROJECT, Compose, Images, done
+from tests.docker.engine import PROJECT, Compose, Images, done, output_of
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(1200)]
 
@@ -21,7 +24,7 @@ AGENTS = ("io", "text", "compute", "general")
 SERVICES = (*AGENTS, "flower", "redis")
 REDIS_PASSWORD = "redis-s-password"
 FLOWER_PASSWORD = "flower-s-password"
-DOCUMENTS = 5000
+DOCUMENTS = 4000
 STEPS = ("io", "nlp", "cpu_intensive")  # of the demo's work on each file
 
 
@@ -79,9 +82,21 @@ def service_of(found: dict[str, Any]) -> str:
     return str(found["Config"]["Labels"]["com.docker.compose.service"])
 
 
-def joined(compose: Compose, service: str) -> int:
-    """Count the containers of a service whose agent has joined the fleet."""
-    return sum("agent joined" in done("docker", "logs", found["Id"]).stderr for found in compose.containers(service))
+def workers_of(compose: Compose, task: str) -> int:
+    """Count the live agents that have taken a task of this name."""
+    stats = json.loads(compose("exec", "-T", "general", "celery", "inspect", "stats", "--timeout", "2", "--json"))
+    return sum(task in agent["total"] for agent in stats.values())
+
+
+@contextmanager
+def slowed(compose: Compose, service: str) -> Iterator[None]:
+    """Give the container of a service a third of a core, so that there's time to do something while it works."""
+    (found,) = compose.containers(service)
+    output_of("docker", "update", "--cpus", "0.3", found["Id"])
+    try:
+        yield
+    finally:
+        output_of("docker", "update", "--cpus", str(os.cpu_count()), found["Id"])
 
 
 def waiting(compose: Compose) -> list[str]:
@@ -130,8 +145,8 @@ class TestFile:
         given = {"REDIS_PASSWORD": "a", "ORCHESTRA_FLOWER_PASSWORD": "b", missing: ""}
         compose = Compose(images, **given)
 
-        process = compose.begin("config", "--quiet")
-        _, errors = process.communicate(timeout=60)
+        with compose.begun("config", "--quiet") as process:
+            _, errors = process.communicate(timeout=60)
 
         assert process.returncode != 0
         assert f"set {missing} in .env" in errors
@@ -167,7 +182,7 @@ class TestContainers:
 
     def test_redis_wants_its_password(self, fleet: Compose) -> None:
         """The health check has it from the environment, and nobody gets an answer without it."""
-        without = fleet("exec", "-T", "redis", "env", "--unset=REDISCLI_AUTH", "redis-cli", "PING")
+        without = fleet("exec", "-T", "redis", "env", "-u", "REDISCLI_AUTH", "redis-cli", "PING")
 
         assert "PONG" == fleet.redis("PING")
         assert "NOAUTH" in without
@@ -213,18 +228,16 @@ class TestDemo:
 
     def test_grows_and_shrinks_while_it_runs(self, fleet: Compose) -> None:
         """Three text agents share the work of one, two of them stop amid it, and every task is done once."""
-        demo = fleet.begin(
-            "run", "--rm", "-T", "demo", "python", "-m", "workers.demo", "--attach", "--input", "/documents"
-        )
-        assert demo.stdout is not None
-        assert any("profiling" in line for line in demo.stdout)
+        command = ("python", "-m", "workers.demo", "--attach", "--input", "/documents")
+        with slowed(fleet, "text"), fleet.begun("run", "--rm", "-T", "demo", *command) as demo:
+            assert demo.stdout is not None
+            assert any("profiling" in line for line in demo.stdout)
 
-        fleet("up", "--detach", "--no-recreate", "--scale", "text=3")
-        until(lambda: joined(fleet, "text") == 3, what="three text agents are there", fleet=fleet)
-        assert demo.poll() is None
-        fleet("up", "--detach", "--no-recreate", "--scale", "text=1", seconds=200)
-        assert demo.poll() is None
-        shown, errors = demo.communicate(timeout=300)
+            fleet("up", "--detach", "--no-recreate", "--scale", "text=3")
+            until(lambda: workers_of(fleet, "workers.text.describe") == 3, what="three agents share it", fleet=fleet)
+            fleet("up", "--detach", "--no-recreate", "--scale", "text=1", seconds=200)
+            assert demo.poll() is None
+            shown, errors = demo.communicate(timeout=300)
 
         assert demo.returncode == 0, shown + errors
         assert 1 == len(fleet.containers("text"))
