@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import count, cycle, islice
 from random import Random
 from typing import Final
@@ -201,28 +202,26 @@ def create_test_scenario(
         ValidationError: a number is below 1, a rate isn't from 0 to 1, or a capability or a task isn't right.
 
     """
-    for name, number in (("num_agents", num_agents), ("num_tasks", num_tasks)):
-        if number < 1:
-            message = f"{name}={number!r} makes no sense: a scenario has at least one."
-            raise ValidationError(message)
+    _check_sizes(num_agents=num_agents, num_tasks=num_tasks)
     if isinstance(capabilities, str) or not capabilities or tasks == []:
         message = "capabilities and tasks are lists with at least one entry: one for each agent, one for each task."
         raise ValidationError(message)
     chance = scenario_name if seed is None else seed
     passing = sleep or FrozenClock().sleep_async
+    hired = partial(MockAgent, failure_rate=agent_failure_rate, processing_delay=processing_delay, sleep=passing)
     agents = [
-        MockAgent(
-            can,
-            agent_failure_rate,
-            processing_delay,
-            name=f"agent-{number}@{scenario_name}",
-            seed=f"{chance}-{number}",
-            sleep=passing,
-        )
+        hired(can, name=f"agent-{number}@{scenario_name}", seed=f"{chance}-{number}")
         for number, can in enumerate(islice(cycle(capabilities), num_agents), 1)
     ]
     given = _tasks(agents, Random(chance)) if tasks is None else cycle(tasks)  # noqa: S311  # nothing here is secret
     return ScenarioHarness(scenario_name, agents, islice(given, num_tasks), sleep=passing)
+
+
+def _check_sizes(**numbers: int) -> None:
+    for name, number in numbers.items():
+        if number < 1:
+            message = f"{name}={number!r} makes no sense: a scenario has at least one."
+            raise ValidationError(message)
 
 
 def _tasks(agents: Sequence[MockAgent], chance: Random) -> Iterator[MockTask]:

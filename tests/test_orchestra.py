@@ -8,7 +8,6 @@ import pytest
 from celery.exceptions import TaskRevokedError
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 from celery.result import AsyncResult
-from redis import Redis
 
 from orchestra.embedded import EmbeddedServer
 from orchestra.exceptions import UnknownTaskError, ValidationError
@@ -16,7 +15,7 @@ from orchestra.orchestra import Orchestra, TaskHandle
 from orchestra.registry import CatalogueEntry
 from orchestra.task import GRACE_SECONDS
 from orchestra.types import QueueInfo, TaskState, Urgency
-from tests.fleets import agent_of, app_at, commands_at, quick
+from tests.fleets import agent_of, app_at, commands_at
 from tests.processes import until
 
 
@@ -372,35 +371,3 @@ class TestFleet:
             assert (False, None, 0) == (health.ok, health.redis_ms, health.agents)
             assert words in health.problems[0]
             assert "hush-hush" not in str(health)
-
-
-class TestContext:
-    def test_leaving_it_ends_nothing(self, app: Any) -> None:
-        """After the `with` block the app goes on, and so does another app at the same URL."""
-        with Orchestra(app) as orchestra:
-            first = orchestra.submit("shop.index", {"number": 1})
-
-        second = orchestra.submit("shop.index", {"number": 2})
-        assert {TaskState.SUBMITTED} == {first.state, second.state}
-
-    def test_leaving_it_disconnects_what_is_idle(self, app: Any, redis_url: str) -> None:
-        """Idle connections are closed; one that is in use stays."""
-        with Redis.from_url(redis_url) as client:
-            before = len(client.client_list())
-            with app.pool.acquire() as used:
-                used.default_channel.client.ping()
-                with Orchestra(app) as orchestra:
-                    app.send_task("celery.any")
-                assert used.default_channel.client.ping()
-                assert before < len(client.client_list())
-            assert orchestra.app is app
-
-    def test_an_app_that_is_closed(self, redis_url: str) -> None:
-        """Closing an app closes its connections; it may be used again, as may others at the same URL."""
-        with app_at(redis_url) as other, app_at(redis_url, settings=quick()) as app:
-            _declare(app)
-            Orchestra(app).submit("shop.index", {"number": 1})
-            app.close()
-
-            assert TaskState.SUBMITTED is Orchestra(app).submit("shop.index", {"number": 1}).state
-            assert other.send_task("celery.any").id

@@ -239,7 +239,6 @@ class TestResources:
         for kind in (EmbeddedServer, Fleet, orchestra.OrchestraCelery, orchestra.Orchestra):
             assert hasattr(kind, "__enter__"), kind
             assert hasattr(kind, "__exit__"), kind
-        assert "__exit__" in quoted
 
     @quotes("- Use TTL-based caching for dynamic data", "- Implement cache invalidation strategies")
     def test_cache(self, quoted: str) -> None:
@@ -253,4 +252,3 @@ class TestResources:
         cache.invalidate("a")
 
         assert (1, 1, 2, 3) == (first, again, late, cache.get("a"))
-        assert "invalidation" in quoted
