@@ -36,7 +36,11 @@ def recording(backend: type[Backend]) -> type[Backend]:
 
 
 class _RecordingBackend:
-    """What we add to a backend: whatever end Celery marks is recorded, stored or ignored."""
+    """
+    What we add to a backend: whatever end Celery marks is recorded, stored or ignored.
+
+    It's mixed into a backend, whose methods its `super()` reaches; mypy can't know which, hence the ignored [misc].
+    """
 
     app: Any  # OrchestraCelery, which is built on this
 
