@@ -2,6 +2,7 @@
 
 from orchestra.agent import Agent, AgentManager
 from orchestra.app import OrchestraCelery
+from orchestra.breaker_policy import Breaker
 from orchestra.capabilities import CapabilitySet, Requirement
 from orchestra.exceptions import (
     AgentOrchestraException,
@@ -22,6 +23,7 @@ __all__ = [
     "AgentManager",
     "AgentOrchestraException",
     "Backoff",
+    "Breaker",
     "CapabilitySet",
     "Orchestra",
     "OrchestraCelery",

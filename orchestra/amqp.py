@@ -70,6 +70,15 @@ class OrchestraAMQP(_AMQP):  # type: ignore[misc]
         made: Connection = connection(*args, transport_options=options, **kwargs)
         return made
 
+    def as_task_v2(self, task_id: str, *args: Any, **kwargs: Any) -> Any:  # Celery's signature, and its message
+        """Make a message; the retry of a task without a parent has none either, where Celery makes it its own child."""
+        message = super().as_task_v2(task_id, *args, **kwargs)
+        if message.headers["parent_id"] == task_id:
+            message.headers["parent_id"] = None
+            if message.sent_event:
+                message.sent_event["parent_id"] = None
+        return message
+
     @property
     def queues_cls(self) -> Callable[..., OrchestraQueues]:
         """What Celery makes the mapping of queues with."""

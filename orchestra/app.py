@@ -1,7 +1,9 @@
 """OrchestraCelery: a Celery app whose tasks say what they require."""
 
 from collections.abc import Callable, Mapping
+from math import inf
 from typing import Any, Concatenate, Final, Literal, ParamSpec, TypeVar, overload
+from uuid import uuid4
 from weakref import WeakSet
 
 import click
@@ -13,29 +15,50 @@ from kombu.transport.redis import Channel as RedisChannel
 from kombu.utils.objects import cached_property
 
 from orchestra.arguments import ArgumentSchema
-from orchestra.backend import recording
+from orchestra.backend import StopBound, recording
+from orchestra.breaker import CircuitBreaker
+from orchestra.breaker_policy import check_breaker
 from orchestra.broker import (
     REDIS_SCHEMES,
     BrokerLink,
+    bound_results,
     is_same_database,
     location_of,
+    make_repeatable,
     name_results,
     named_broker,
-    within,
+    patience_of,
+    transport_options,
 )
 from orchestra.capabilities import CapabilitySet, Requirement
+from orchestra.claims import Claim, claim_of, refuse_other_payload
 from orchestra.config import OrchestraSettings, load_settings
+from orchestra.deadlines import Deadlines
 from orchestra.exceptions import ConfigurationError, ValidationError
-from orchestra.invariants import INVARIANTS, check_invariants, refuse_pickle, told_plainly
+from orchestra.fleet_view import Routability
+from orchestra.followers import followers_of
+from orchestra.invariants import (
+    INVARIANTS,
+    check_invariants,
+    refuse_pickle,
+    refuse_serializer,
+    set_defaults,
+    told_plainly,
+)
 from orchestra.logging_utils import get_logger
+from orchestra.patience import Patience
+from orchestra.publishing import PublishId
 from orchestra.queues import QueueNames
 from orchestra.registry import AgentRegistry, CachedCatalogue, CatalogueEntry
+from orchestra.retries import RetryBudgets
 from orchestra.state import StateManager
 from orchestra.store import Keys, Store
 from orchestra.submission import Call, Declared, Limits, Prepared, complete_signatures, prepare
 from orchestra.task import DECLARABLE, OrchestraTask, check_declaration
 from orchestra.task_router import TaskRouter
-from orchestra.types import Urgency
+from orchestra.types import Unique, Urgency
+from orchestra.unroutable import UnroutablePolicy, parse_policy
+from orchestra.unroutable_calls import apply_policy
 
 __all__ = ["OrchestraCelery"]
 
@@ -69,6 +92,8 @@ class OrchestraCelery(Celery):
         self.steps["consumer"].add("orchestra.agent:AgentStep")
         self.user_options["worker"].add(_capabilities_option())
 
+    deadlines: Deadlines | None = None  # what interrupts tasks, on an agent whose pool can't stop them
+
     # ── what the app is made of ──
 
     @cached_property
@@ -96,10 +121,14 @@ class OrchestraCelery(Celery):
     @cached_property
     def store(self) -> Store:
         """The fleet's part of the broker's Redis."""
-        prefix = self.conf.broker_transport_options.get("global_keyprefix", "")
-        keys = Keys(self.settings.key_prefix, self.queue_names.fleet, prefix)
+        keys = Keys(self.settings.key_prefix, self.queue_names.fleet, self.prefix_queues)
         link = BrokerLink(self.connection_for_write, patience_seconds=self.settings.connect_timeout_seconds)
         return Store(link.client, keys, location=self.broker_location(), forget=link.forget)
+
+    @property
+    def prefix_queues(self) -> str:
+        """What the names of the lists of queues begin with in Redis, by kombu's option for it; mostly nothing."""
+        return str(self.conf.broker_transport_options.get("global_keyprefix", ""))
 
     def broker_location(self) -> str:
         """Return where the broker is, as errors say it: `host:port` or a socket's path, without a password."""
@@ -111,16 +140,36 @@ class OrchestraCelery(Celery):
         return StateManager(self.store, self.queue_names, ttl_seconds=self.settings.state_ttl_seconds)
 
     @cached_property
+    def retry_budgets(self) -> RetryBudgets:
+        """How many retries the fleet's tasks may still have."""
+        return RetryBudgets(self.store)
+
+    @cached_property
+    def breakers(self) -> CircuitBreaker:
+        """The fleet's circuit breakers."""
+        return CircuitBreaker(self.store)
+
+    @cached_property
     def registry(self) -> AgentRegistry:
         """The fleet's agents, queues and catalogue. Celery's `tasks` is the registry of this process's own tasks."""
         lost_after = self.settings.beat_seconds * self.settings.lost_after_beats
-        prefix = self.conf.broker_transport_options.get("global_keyprefix", "")
-        return AgentRegistry(self.store, lost_after_seconds=lost_after, prefix_queues=prefix)
+        return AgentRegistry(self.store, lost_after_seconds=lost_after, prefix_queues=self.prefix_queues)
 
     @cached_property
     def catalogue(self) -> CachedCatalogue[Declared]:
         """What the fleet knows to run, as agents published it."""
         return CachedCatalogue(self.registry, _declared, ttl_seconds=self.settings.catalogue_ttl_seconds)
+
+    @cached_property
+    def routability(self) -> Routability:
+        """Who can run what, for calls whose policy isn't to wait."""
+        grace, ttl = self.settings.unroutable_grace_seconds, self.settings.catalogue_ttl_seconds
+        return Routability(self.registry, self.queue_names, grace_seconds=grace, ttl_seconds=ttl)
+
+    @cached_property
+    def default_policy(self) -> UnroutablePolicy:
+        """What becomes of a task that nobody can run, where neither it nor the call says so."""
+        return parse_policy(self.settings.on_unroutable)
 
     @cached_property
     def priority_steps(self) -> tuple[str, ...]:
@@ -158,8 +207,8 @@ class OrchestraCelery(Celery):
             conf.broker_url = self.settings.broker_url.get_secret_value()
         if not conf.result_backend:
             name_results(conf, self.settings.result_backend)
-        if not conf.value_set_for("task_acks_late"):
-            conf.task_acks_late = True
+        set_defaults(conf)
+        bound_results(conf, self.settings.connect_timeout_seconds)
         conf.update(INVARIANTS)
 
     def check_invariants(self) -> None:
@@ -184,16 +233,7 @@ class OrchestraCelery(Celery):
     @property
     def transport_options(self) -> dict[str, Any]:
         """What our transport is told, behind what the project's `broker_transport_options` say."""
-        seconds = self.settings.connect_timeout_seconds
-        return {
-            "socket_connect_timeout": seconds / 2,  # so that two attempts fit
-            "socket_timeout": seconds / 2,
-            **self.conf.broker_transport_options,
-            "orchestra_fleet": self.queue_names.fleet,
-            "orchestra_default_queue": self.queue_names.default,
-            "orchestra_prefix": self.settings.key_prefix,
-            "orchestra_record_ttl_seconds": self.settings.state_ttl_seconds,
-        }
+        return transport_options(self.conf, self.settings, self.queue_names)
 
     def _get_backend(self) -> Any:
         by_url: Any = backends.by_url  # celery-types has it return the class alone
@@ -227,11 +267,13 @@ class OrchestraCelery(Celery):
 
         """
         decorate = super().task(*args, **options)
-        if args or not any(name in options for name in DECLARABLE):
+        if args or not any(name in options for name in (*DECLARABLE, "priority")):
             return decorate
 
         def declare(fun: Callable[..., Any]) -> Any:
-            check_declaration(options.get("name") or self.gen_task_name(fun.__name__, fun.__module__), options)
+            name = options.get("name") or self.gen_task_name(fun.__name__, fun.__module__)
+            check_declaration(name, options)
+            check_breaker(name, options, fun, bound=bool(options.get("bind")))
             return decorate(fun)
 
         return declare
@@ -266,9 +308,15 @@ class OrchestraCelery(Celery):
         name: str,
         args: Any = None,
         kwargs: Any = None,
+        countdown: Any = None,
+        eta: Any = None,
+        task_id: Any = None,
         *more: Any,
         requires: Any = None,
         urgency: Any = None,
+        on_unroutable: Any = None,
+        unique: Any = None,
+        idempotency_key: Any = None,
         **options: Any,
     ) -> Any:  # Celery's signature
         """
@@ -276,10 +324,12 @@ class OrchestraCelery(Celery):
 
         Raises:
             ValidationError: the call doesn't fit what the task declares, by its code or the fleet's catalogue.
-            SubmissionError: Redis can't be reached; it names host and port.
+            NoCapableAgentError: no agent can run it, and its policy for that is `raise`.
+            IdempotencyError: the key stands for a task with other arguments.
+            SubmissionError: Redis can't be reached in time; it tells host, port, and if the task may be enqueued.
 
         """
-        _refuse_serializer(name, options)
+        refuse_serializer(name, options)
         follows_up = self._follows_up()
         if follows_up and urgency is not None:
             options["priority"] = None  # Celery hands a parent's priority to its followers
@@ -289,25 +339,64 @@ class OrchestraCelery(Celery):
             kwargs=kwargs or {},
             requires=requires,
             urgency=urgency,
+            on_unroutable=on_unroutable,
             priority=options.get("priority"),
             queue=options.get("queue"),
         )
-        with named_broker(name, self.broker_location):
-            declared = self.declared(name)
+        patience = self._patience_of(options, follows_up=follows_up)
+        publish_id, given_id, task_id = PublishId.new(), task_id, task_id or str(uuid4())
+        if not (follows_up or options.get("retries")):  # whose task's own message is acknowledged later, so that a
+            publish_id.replicas = self.settings.confirm_replicas  # replica has either that message or these
+        with named_broker(name, self.broker_location, task_id=task_id, publish_id=publish_id):
+            declared = self._declared_in_time(name, patience)
             prepared = prepare(call, declared, self.limits, enforce=declared.enforced and not follows_up)
             self._remark(name, prepared.remarks)
             self._apply(prepared, options, inherits=urgency is None and declared.urgency is None)
+            apply_policy(self, call, prepared, options, patience, again=follows_up or bool(options.get("retries")))
+            if unique is not None or idempotency_key is not None or declared.unique is not None:
+                first = not options.get("retries")  # a further attempt of a task has what that claimed
+                publish_id.claim = self._claim(call, declared, options, unique, idempotency_key) if first else None
+            make_repeatable(options, publish_id, patience, self.conf)
+            publish_id.was_noted = follows_up
+            if options.get("chain") or options.get("chord"):
+                publish_id.followers = followers_of(
+                    task_id, options.get("chain"), options.get("chord"), next_only=follows_up
+                )
             carried = [args, kwargs, *(options.get(option) for option in _SIGNATURE_OPTIONS)]
-            complete_signatures(carried, lambda task: self.declared(task).requires)
-            return super().send_task(name, args, kwargs, *more, **options)
+            complete_signatures(carried, lambda task: self._declared_in_time(task, patience).requires)
+            result = super().send_task(name, args, kwargs, countdown, eta, task_id, *more, **options)
+        if publish_id.claim is not None:
+            publish_id.hand_over(result)
+            refuse_other_payload(name, publish_id.standing)
+            if publish_id.standing is not None and given_id not in {None, publish_id.standing.task_id}:
+                self.backend.mark_as_revoked(given_id, f"a duplicate of {publish_id.standing.task_id}")
+        return result
+
+    def _claim(self, call: Call, declared: Declared, options: Mapping[str, Any], unique: Any, key: Any) -> Claim | None:
+        """Return what a call claims, which somebody has to be able to keep."""
+        claim = claim_of(
+            call.task,
+            call.args,
+            call.kwargs,
+            declared,
+            idempotency_key=key,
+            unique=unique,
+            keys=self.store.keys,
+            key_seconds=self.settings.idempotency_seconds,
+        )
+        if claim is not None and options.get("chord") is not None:
+            message = (
+                f"{call.task} was not submitted: a chord would wait for ever for a part that is another call's task. "
+                "Leave idempotency_key= out, and give unique=False where the task declares it."
+            )
+            raise ValidationError(message)
+        return claim if self.is_on_redis else None
 
     def _apply(self, prepared: Prepared, options: dict[str, Any], *, inherits: bool) -> None:
         """Say what was prepared in Celery's words; `inherits` where a parent's priority may come before ours."""
         if prepared.requires is not None:
             options["queue"] = self.queue_names.name_for(prepared.requires)
             options["headers"] = {**(options.get("headers") or {}), "requires": prepared.requires.text}
-        policy = options.get("retry_policy") or {}
-        options["retry_policy"] = {"errback": within(self.settings.connect_timeout_seconds), **policy}
         inherits = inherits and self.conf.task_inherit_parent_priority and self.current_worker_task is not None
         if prepared.priority is not None and not inherits:
             options["priority"] = prepared.priority
@@ -322,6 +411,20 @@ class OrchestraCelery(Celery):
         if task is not None or name.startswith("celery."):
             return _NOTHING_DECLARED
         return (self.catalogue.find(name) if self.is_on_redis else None) or _NOTHING_DECLARED
+
+    def _patience_of(self, options: Mapping[str, Any], *, follows_up: bool) -> Patience:
+        """Return how long to try; what follows a task is tried until Redis is back, or the agent has to stop."""
+        seconds = self.settings.connect_timeout_seconds
+        if follows_up:
+            return Patience(inf, told=StopBound(seconds), until_taken=True)
+        return patience_of(options, seconds)
+
+    def _declared_in_time(self, name: str, patience: Patience) -> Declared:
+        declared = patience.insist(lambda: self.declared(name))
+        if patience.was_tried:
+            pool: Any = self.pool
+            pool.disconnect()  # its idle connections are as old as the one that was lost
+        return declared
 
     def _follows_up(self) -> bool:
         """
@@ -341,6 +444,12 @@ class OrchestraCelery(Celery):
     def _remarked(self) -> set[str]:
         return set()
 
+    def queue_of(self, name: str) -> str:
+        """Return the name of the queue that a task goes to, by the project's own routes or by what it requires."""
+        own: Any = self  # celery-types leaves the form of a route out
+        queue = own.amqp.router.route({}, name, (), {})["queue"]
+        return str(getattr(queue, "name", queue))
+
     def serves_by_requirement(self, queue: Any) -> bool:  # a queue or its name
         """Tell whether a queue is one that requirements choose, rather than one that a project routes to itself."""
         return self.queue_names.suffix(getattr(queue, "name", None) or str(queue)) is not None
@@ -353,6 +462,8 @@ def _declared(entry: CatalogueEntry) -> Declared:
     return Declared(
         requires=None if entry.requires is None else Requirement.parse(entry.requires),
         urgency=None if entry.urgency is None else Urgency.parse(entry.urgency),
+        on_unroutable=None if entry.on_unroutable is None else parse_policy(entry.on_unroutable),
+        unique=Unique.parse(entry.unique),
         arguments=None if entry.arguments is None else ArgumentSchema.from_catalogue(dict(entry.arguments)),
         enforced=entry.enforced,
     )
@@ -365,17 +476,6 @@ def _mixed(base: type[CeleryTask[..., Any]]) -> type[OrchestraTask[..., Any]]:
     if base is CeleryTask:
         return OrchestraTask
     return type(str(base.__name__), (base, OrchestraTask), {"__module__": base.__module__, "abstract": True})
-
-
-def _refuse_serializer(name: str, options: Mapping[str, Any]) -> None:
-    """Refuse what agents would discard; a queue that the caller names may be one of other workers."""
-    serializer = options.get("serializer")
-    if serializer not in {None, "json"} and options.get("queue") is None:
-        message = (
-            f"{name} was not submitted: serializer={serializer!r}; agents take JSON only and would discard it. "
-            "Leave the option out."
-        )
-        raise ValidationError(message)
 
 
 def _capabilities_option() -> click.Option:

@@ -3,28 +3,35 @@
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from math import inf
 from threading import RLock
-from time import monotonic
 from typing import Any, Final
 
 from kombu import Connection
 from kombu.exceptions import BatchPublishError, OperationalError  # type: ignore[attr-defined]  # newer than the stubs
 from kombu.transport.redis import Transport as RedisTransport
 from redis import Redis
-from redis.exceptions import AuthenticationError, RedisError
+from redis.exceptions import AuthenticationError, RedisError, ResponseError
 
-from orchestra.config import RedisUrl
+from orchestra.config import OrchestraSettings, RedisUrl
 from orchestra.exceptions import BrokerUnavailableError, ConfigurationError
+from orchestra.patience import Patience
+from orchestra.publishing import PublishId, UnconfirmedError
+from orchestra.queues import QueueNames
 
 __all__ = [
     "REDIS_SCHEMES",
     "BrokerLink",
     "SubmissionError",
+    "bound_results",
     "is_same_database",
     "location_of",
+    "make_repeatable",
     "name_results",
     "named_broker",
-    "within",
+    "patience_of",
+    "publish_policy",
+    "transport_options",
 ]
 
 REDIS_SCHEMES: Final = ("redis", "rediss", "redis+socket", "sentinel")
@@ -32,7 +39,15 @@ _SENTINEL_OPTIONS: Final = ("master_name", "min_other_sentinels", "sentinel_kwar
 
 
 class SubmissionError(BrokerUnavailableError, OperationalError):
-    """A task couldn't be sent, since Redis can't be reached; code that expects kombu's OperationalError gets one."""
+    """
+    A task couldn't be sent, since Redis can't be reached; code that expects kombu's OperationalError gets one.
+
+    `may_be_enqueued` is True where the message was sent and no answer came, so that only Redis knows whether the task
+    is there: look up `task_id` before sending it again. For a batch `task_id` is None.
+    """
+
+    task_id: str | None = None
+    may_be_enqueued: bool = False
 
 
 class BrokerLink:
@@ -53,7 +68,7 @@ class BrokerLink:
                     message = f"The broker's scheme is {connection.transport_cls!r}; agents and records need Redis."
                     raise ConfigurationError(message)
                 connection.ensure_connection(
-                    errback=within(self._patience_seconds),
+                    errback=Patience(self._patience_seconds),
                     max_retries=len(connection.alt) or 1,
                     interval_start=0,
                     reraise_as_library_errors=False,
@@ -109,26 +124,70 @@ def name_results(conf: Any, named: RedisUrl | None) -> None:
             conf.result_backend_transport_options = {**way, **conf.result_backend_transport_options}
 
 
-def within(seconds: float, clock: Callable[[], float] = monotonic) -> Callable[[Exception, float], None]:
+def transport_options(conf: Any, settings: OrchestraSettings, names: QueueNames) -> dict[str, Any]:
+    """Return what our transport is told, behind what the project's `broker_transport_options` say."""
+    seconds = settings.connect_timeout_seconds
+    return {
+        "socket_connect_timeout": seconds / 2,  # so that two attempts fit
+        "socket_timeout": seconds / 2,
+        "connect_retries_timeout": seconds,  # these four: of a connection that is made with the first message
+        "interval_start": 0,
+        "interval_step": 0.1,
+        "interval_max": 0.5,
+        "health_check_interval": 3,  # seconds; an agent's connection that says nothing any more is noticed by then
+        **conf.broker_transport_options,
+        "orchestra_fleet": names.fleet,
+        "orchestra_default_queue": names.default,
+        "orchestra_prefix": settings.key_prefix,
+        "orchestra_record_ttl_seconds": settings.state_ttl_seconds,
+        "orchestra_patience_seconds": seconds,
+        "orchestra_beat_seconds": settings.beat_seconds,
+        "orchestra_lost_after_seconds": settings.beat_seconds * settings.lost_after_beats,
+    }
+
+
+def bound_results(conf: Any, seconds: float) -> None:
+    """Have a result backend that says nothing be left in time, where the project's configuration doesn't bound that."""
+    for setting in ("redis_socket_timeout", "redis_socket_connect_timeout"):
+        if not conf.value_set_for(setting):
+            conf[setting] = seconds
+
+
+def patience_of(options: Mapping[str, Any], most_seconds: float) -> Patience:
+    """Return the patience of one submission: a shorter `timeout` of the caller's counts, and an `errback` is called."""
+    seconds = min(options.get("timeout") or inf, most_seconds)
+    return Patience(seconds, told=(options.get("retry_policy") or {}).get("errback"))
+
+
+def publish_policy(conf: Any, options: Mapping[str, Any], patience: Patience) -> dict[str, Any]:
     """
-    Return an `errback` for kombu's retries that ends them in time.
+    Return how kombu is to repeat a publish: as long as there is patience, and at its pace.
 
-    kombu bounds the number of attempts, not how long they take. An attempt lasts half the time at most (the
-    transport's socket timeouts), so the last one begins by half-time.
+    Where the caller or the project chose `retry` or a number of attempts, that counts instead.
     """
-    last_start = clock() + seconds / 2
+    given = options.get("retry_policy") or {}
+    chosen = {**conf.task_publish_retry_policy, **given} if conf.value_set_for("task_publish_retry_policy") else given
+    retry = options.get("retry")
+    if "max_retries" in chosen or not (conf.task_publish_retry if retry is None else retry):
+        return {"errback": None, **given}  # without the key kombu would take the one that the connection had last
+    pace = {"interval_start": 0, "interval_step": 0, "interval_max": 0}
+    return {"max_retries": None, **pace, **chosen, "errback": patience}
 
-    def give_up_late(error: Exception, _interval: float) -> None:
-        if clock() > last_start:
-            raise error
 
-    return give_up_late
+def make_repeatable(options: dict[str, Any], publish_id: PublishId, patience: Patience, conf: Any) -> None:
+    """Give a publish its id, by which Redis knows a repetition, and its retry policy."""
+    options["delivery_tag"] = publish_id
+    options["retry_policy"] = publish_policy(conf, options, patience)
+    if options["retry_policy"]["errback"] is patience:
+        publish_id.patience = patience
 
 
 @contextmanager
-def named_broker(task: str, location: Callable[[], str]) -> Iterator[None]:
+def named_broker(
+    task: str, location: Callable[[], str], *, task_id: str | None = None, publish_id: PublishId | None = None
+) -> Iterator[None]:
     """
-    Say which broker a submission failed at.
+    Say which broker a submission failed at, and whether the task may have been enqueued all the same.
 
     Raises:
         SubmissionError: it can't be reached.
@@ -143,5 +202,31 @@ def named_broker(task: str, location: Callable[[], str]) -> Iterator[None]:
         if isinstance(error, AuthenticationError) or isinstance(error.__cause__, AuthenticationError):
             message = f"{task} was not submitted: Redis at {location()} refused the user name or password."
             raise ConfigurationError(message) from error
-        message = f"{task} was not submitted: Redis at {location()} cannot be reached: {error.__cause__ or error}"
-        raise SubmissionError(message) from error
+        reason = str(error.__cause__ or error).rstrip(".")
+        what = f"Redis at {location()} {_failing(error.__cause__)}: {reason}"
+        if isinstance(error, BatchPublishError):
+            raise _lost_batch(task, what, may_be_enqueued=getattr(error, "may_be_enqueued", True)) from error
+        if publish_id is not None and publish_id.unanswered:
+            message = (
+                f"{task} was not confirmed: {what}; it may have been enqueued: look it up by its id {task_id} before "
+                "sending it again."
+            )
+            raise SubmissionError(message, task_id=task_id, may_be_enqueued=True) from error
+        message = f"{task} was not submitted: {what}; it was not enqueued."
+        raise SubmissionError(message, task_id=task_id) from error
+
+
+def _failing(cause: BaseException | None) -> str:
+    if isinstance(cause, UnconfirmedError):
+        return "has too few replicas in reach"
+    return "refused the message" if isinstance(cause, ResponseError) else "cannot be reached"
+
+
+def _lost_batch(task: str, what: str, *, may_be_enqueued: bool) -> SubmissionError:
+    if not may_be_enqueued:
+        return SubmissionError(f"{task} was not submitted, nor was the rest of its batch: {what}; none was enqueued.")
+    message = (
+        f"{task} was not confirmed, nor was the rest of its batch: {what}; some may have been enqueued: look them up "
+        "before sending them again."
+    )
+    return SubmissionError(message, may_be_enqueued=True)

@@ -8,6 +8,10 @@ import click
 from click.shell_completion import get_completion_class
 
 from orchestra.cli_base import OrchestraGroup
+from orchestra.cli_breakers import breakers
+from orchestra.cli_cancel import cancel
+from orchestra.cli_dead import dead
+from orchestra.cli_explain import explain
 from orchestra.cli_fleet import agents, drain, health, queues, resume
 from orchestra.cli_output import json_option, show_json
 from orchestra.cli_tasks import result, submit, tasks
@@ -29,7 +33,10 @@ def orchestra() -> None:
     """
 
 
-for _command in (up, submit, result, tasks, agents, queues, health, drain, resume):
+for _command in (
+    *(up, submit, result, explain, tasks, agents, queues, health),
+    *(cancel, drain, resume, breakers, dead),
+):
     orchestra.add_command(_command)
 
 

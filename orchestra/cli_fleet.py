@@ -56,19 +56,30 @@ def _doing(agent: Agent) -> str:
 @json_option
 @click.pass_context
 def queues(ctx: click.Context, *, wants_json: bool) -> None:
-    """List the queues: what waits in them, and who serves them."""
+    """
+    List the queues: what is in them, and who serves them.
+
+    A task is waiting for an agent, delayed until it's due, leased, which means that an agent has fetched it and not
+    finished it, or parked until a breaker closes.
+    """
     engine = engine_of(ctx)
     known = engine.queues()
     if wants_json:
         show_json(known)
         return
     unserved = [number for number, queue in enumerate(known) if queue.depth and not queue.agents]
-    rows = [(queue.name, spaced(queue.requires), f"{queue.depth:,}", _servers(queue)) for queue in known]
-    show_table(("queue", "requires", "waiting", "agents"), rows, marked=unserved)
+    parked = any(queue.parked for queue in known)
+    headers = ("queue", "requires", "waiting", "delayed", "leased", *(["parked"] if parked else []), "agents")
+    show_table(headers, [_row(queue, shows_parked=parked) for queue in known], marked=unserved)
     for number in unserved:
         say("", *_remedy(ctx, engine, known[number].name))
     if not unserved and not any(queue.agents for queue in known):
         say("", *agents_to_start(ctx))
+
+
+def _row(queue: QueueInfo, *, shows_parked: bool) -> tuple[str, ...]:
+    counts = (queue.depth, queue.delayed, queue.leased, *([queue.parked] if shows_parked else []))
+    return queue.name, spaced(queue.requires), *(f"{count:,}" for count in counts), _servers(queue)
 
 
 def _servers(queue: QueueInfo) -> str:

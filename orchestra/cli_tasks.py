@@ -5,10 +5,12 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import click
 from celery import states
+from celery.exceptions import TaskRevokedError
 from celery.exceptions import TimeoutError as CeleryTimeoutError
 from pydantic_core import to_jsonable_python
 
@@ -83,6 +85,11 @@ def _names(engine: Orchestra) -> list[str]:
 )
 @click.option("--requires", metavar="REQUIREMENT", help="What the agent must be able to do, such as 'nlp,mem_gb>=16'.")
 @click.option("--urgency", type=click.Choice([one.value for one in Urgency], case_sensitive=False))
+@click.option(
+    "--on-unroutable",
+    metavar="POLICY",
+    help="If no agent can run it: wait, raise, fallback:REQUIREMENT or dead_letter_after:SECONDS.",
+)
 @click.option("--timeout", type=float, metavar="SECONDS", help="How long an attempt may take.")
 @click.option("--countdown", type=float, metavar="SECONDS", help="How long to wait before it may start.")
 @wait_option
@@ -94,6 +101,7 @@ def submit(
     payload: str,
     requires: str | None,
     urgency: str | None,
+    on_unroutable: str | None,
     timeout: float | None,
     countdown: float | None,
     patience: float | None,
@@ -109,7 +117,13 @@ def submit(
     """  # noqa: D301  # click's mark for a paragraph that keeps its lines
     arguments = _arguments(payload)
     engine = engine_of(ctx)
-    options: dict[str, Any] = {"requires": requires, "urgency": urgency, "timeout": timeout, "countdown": countdown}
+    options: dict[str, Any] = {
+        "requires": requires,
+        "urgency": urgency,
+        "on_unroutable": on_unroutable,
+        "timeout": timeout,
+        "countdown": countdown,
+    }
     try:
         handle = engine.submit(task, arguments, **options)
     except UnknownTaskError:  # no agent has published it; then maybe the app's own modules know it
@@ -158,8 +172,8 @@ def result(ctx: click.Context, *, task_id: str, patience: float | None, wants_js
     """
     Show where a task stands, and how it came there.
 
-    With --wait, wait until it's done first. The exit code is 1 if it failed or was cancelled, and 2 if nothing is known
-    of it.
+    With --wait, wait until it's done first. The exit code is 1 if it failed, expired or was cancelled, and 2 if nothing
+    is known of it.
     """
     engine = engine_of(ctx)
     handle = engine.handle(task_id)
@@ -168,7 +182,8 @@ def result(ctx: click.Context, *, task_id: str, patience: float | None, wants_js
         show_json({**to_jsonable_python(ending.record), "result": ending.value})
     else:
         _show(ending)
-    ctx.exit(1 if ending.record.state in {TaskState.FAILED, TaskState.CANCELLED} else 0)
+    state = ending.record.state
+    ctx.exit(1 if state.finished and state is not TaskState.SUCCEEDED else 0)
 
 
 def _awaited(engine: Orchestra, handle: TaskHandle, patience: float) -> _Ending:
@@ -202,7 +217,8 @@ def _ending(engine: Orchestra, handle: TaskHandle) -> _Ending:
         record = _record(engine, handle)
     if state in states.READY_STATES and not record.state.finished:  # a stock worker ran it, which keeps no record
         error = f"{type(value).__name__}: {value}" if isinstance(value, Exception) else None
-        record = replace(record, state=STATES[state], error=error)
+        expired = isinstance(value, TaskRevokedError) and str(value) == TaskState.EXPIRED  # Celery's word for it
+        record = replace(record, state=TaskState.EXPIRED if expired else STATES[state], error=error)
     stored = state == states.SUCCESS
     return _Ending(record=record, stored=stored, value=value if stored else None)
 
@@ -225,10 +241,16 @@ def _results_at(engine: Orchestra) -> str:
 
 def _late(record: TaskRecord, patience: float) -> str:
     where = f" on {record.agent}" if record.agent else f" in {record.queue}" if record.queue else ""
-    return (
-        f"{record.name} isn't done after {patience:g} s, it is {record.state}{where}. Wait on with: orchestra result "
-        f"{record.task_id} --wait"
-    )
+    due = _due(record)
+    now = f"it is {record.state}{where}" if due is None else f"it waits until {due} UTC"
+    wait_on = f"Wait on with: orchestra result {record.task_id} --wait"
+    return f"{record.name} isn't done after {patience:g} s, {now}. {wait_on}"
+
+
+def _due(record: TaskRecord) -> str | None:
+    """Return the time until which a task is delayed; None for one that isn't, or that is due."""
+    at = record.not_before
+    return None if at is None or at <= datetime.now(UTC) else moment(at)
 
 
 def _raise_if_bad(record: TaskRecord) -> None:
@@ -236,16 +258,20 @@ def _raise_if_bad(record: TaskRecord) -> None:
         raise TaskFailure(f"{record.name} failed: {record.error or 'no reason is known'}")
     if record.state is TaskState.CANCELLED:
         raise TaskFailure(f"{record.name} was cancelled.")
+    if record.state is TaskState.EXPIRED:
+        raise TaskFailure(f"{record.name} expired before it started.")
 
 
 def _show(ending: _Ending) -> None:
     record = ending.record
+    due = _due(record)
     facts = {
         "id": record.task_id,
         "task": record.name,
         "state": record.state,
         "requires": record.requires,
         "queue": record.queue,
+        "waits": None if due is None else f"until {due} UTC",
         "agent": record.agent,
         "error": record.error,
         "result": as_json(ending.value) if ending.stored else None,

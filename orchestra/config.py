@@ -16,6 +16,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from orchestra.capabilities import CapabilitySet
 from orchestra.exceptions import ConfigurationError, FieldError, ValidationError
+from orchestra.unroutable import RULE, parse_policy, text_of_policy
 from orchestra.utils import MASK, mask_text, shorten
 
 __all__ = ["OrchestraSettings", "RedisUrl", "load_settings", "mask_url", "settings_from"]
@@ -89,6 +90,13 @@ def _check_address(address: str, *, named_database: bool) -> None:
 def _capabilities(text: str) -> str:
     try:
         return str(CapabilitySet.parse(text))
+    except ValidationError as exc:
+        raise ValueError(str(exc)) from exc
+
+
+def _policy(text: str) -> str:
+    try:
+        return text_of_policy(parse_policy(text))
     except ValidationError as exc:
         raise ValueError(str(exc)) from exc
 
@@ -179,11 +187,17 @@ class OrchestraSettings(BaseSettings):
         le=300,
         description="How long to try to reach Redis before a submission fails.",
     )
+    confirm_replicas: int = Field(
+        default=0,
+        ge=0,
+        le=10,
+        description="How many replicas have to have a task before its submission returns.",
+    )
     beat_seconds: Seconds = Field(
         default=1.0, ge=0.1, le=60, description="How often an agent says that it lives, and looks for new queues."
     )
     lost_after_beats: int = Field(
-        default=3, ge=2, le=1000, description="After how many silent beats an agent counts as lost."
+        default=5, ge=2, le=1000, description="After how many silent beats an agent counts as lost."
     )
     state_ttl_seconds: Seconds = Field(
         default=604_800.0,
@@ -195,13 +209,51 @@ class OrchestraSettings(BaseSettings):
         default=2.0,
         ge=0,
         le=3600,
-        description="How long a sender trusts what it read of the tasks that agents published.",
+        description="How long a sender trusts what it read of the agents, and of the tasks that they published.",
+    )
+    on_unroutable: Annotated[str, AfterValidator(_policy)] = Field(
+        default="wait",
+        description="What becomes of a task that no agent can run, unless the task or the call says so.",
+        json_schema_extra=_allowed(f"one of: {RULE}"),
+    )
+    unroutable_grace_seconds: Seconds = Field(
+        default=60.0,
+        ge=0,
+        le=86_400,
+        description="How long an agent that is gone still counts as one that can run tasks: `raise` and `fallback`.",
     )
     unregistered_after_seconds: Seconds = Field(
         default=3600.0,
         ge=0,
         le=31_622_400,
         description="How long a message waits for an agent that knows its task before it becomes a dead letter.",
+    )
+    max_lost_processes: int = Field(
+        default=3,
+        ge=0,
+        le=1000,
+        description="How many processes of a pool a message may cost and be tried again.",
+    )
+    max_lost_agents: int = Field(
+        default=10,
+        ge=0,
+        le=1000,
+        description="How many agents may be lost while they run a task that is tried again.",
+    )
+    dead_letters_max: int = Field(
+        default=100_000,
+        ge=1,
+        le=100_000_000,
+        description="How many dead letters are kept; beyond that the oldest are dropped.",
+    )
+    dead_letter_ttl_seconds: Seconds = Field(
+        default=2_592_000.0, ge=60, le=315_360_000, description="How long a dead letter is kept."
+    )
+    idempotency_seconds: Seconds = Field(
+        default=86_400.0,
+        ge=1,
+        le=31_622_400,
+        description="How long an idempotency key stands for the task that was submitted with it.",
     )
     flower_user: str = Field(
         default="orchestra",

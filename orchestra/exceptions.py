@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from random import uniform
+from types import MappingProxyType
 from typing import Any, Final, Literal, NamedTuple, TypedDict
 
 from tenacity import RetryCallState, Retrying, wait_exponential
@@ -19,12 +20,17 @@ __all__ = [
     "AgentOrchestraException",
     "Backoff",
     "BrokerUnavailableError",
+    "CircuitOpenError",
     "Classification",
     "ConfigurationError",
     "ErrorContext",
+    "FencedError",
     "FieldError",
+    "IdempotencyError",
+    "NoCapableAgentError",
     "PayloadError",
     "PermanentError",
+    "PoisonError",
     "RetryDecision",
     "RetryableError",
     "SecurityError",
@@ -64,11 +70,41 @@ class RetryableError(AgentOrchestraException):
 
 
 class BrokerUnavailableError(RetryableError):
-    """Redis can't be reached."""
+    """Redis can't be reached, or takes nothing in."""
+
+
+class NoCapableAgentError(RetryableError):
+    """
+    No agent can run a task, which changes when one joins that can.
+
+    `task_type` is the task's name and `requirement` the canonical text of what it requires. `missing` maps the agents
+    that are known, the nearest first, to the terms that each doesn't satisfy; `unknown_to` names those that satisfy
+    all of them and don't know the task.
+    """
+
+    task_type: str = ""
+    requirement: str = ""
+    missing: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+    unknown_to: tuple[str, ...] = ()
+
+
+class CircuitOpenError(RetryableError):
+    """
+    A task wasn't begun, since its breaker is open and it declares `on_open="fail"`.
+
+    `breaker` names the breaker; `until` is the time when calls are tried again, None where somebody has to close it.
+    """
+
+    breaker: str = ""
+    until: datetime | None = None
 
 
 class PermanentError(AgentOrchestraException):
     """Trying again can't help."""
+
+
+class FencedError(AgentOrchestraException):
+    """A later run of the same task has taken over; this one leaves things as they are, and its message goes back."""
 
 
 class FieldError(NamedTuple):
@@ -99,6 +135,12 @@ class PayloadError(ValidationError):
     """The arguments can't be sent: too large, too deep, or not JSON."""
 
 
+class IdempotencyError(ValidationError):
+    """An idempotency key was used before, for other arguments; `task_id` is the task that has it."""
+
+    task_id: str = ""
+
+
 class SecurityError(PermanentError):
     """Somebody isn't allowed to do what they asked for, or a message isn't what it claims to be."""
 
@@ -115,6 +157,20 @@ class ConfigurationError(PermanentError):
     given: str = ""
     allowed: str = ""
     errors: tuple[FieldError, ...] = ()
+
+
+class PoisonError(PermanentError):
+    """
+    A task isn't tried again, since too many processes or agents were lost while it ran.
+
+    Its message is a dead letter; `letter` is the id to look it up by, `lost_processes` and `lost_agents` how many there
+    were.
+    """
+
+    task_id: str = ""
+    letter: str = ""
+    lost_processes: int = 0
+    lost_agents: int = 0
 
 
 class AgentNameTakenError(PermanentError):

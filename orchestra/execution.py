@@ -4,9 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from orchestra.exceptions import Backoff, PermanentError, RetryableError, handle_retry_logic
+from orchestra.exceptions import Backoff, PermanentError, RetryableError, classify, handle_retry_logic
+from orchestra.retry_budget import RetryBudget
 
-__all__ = ["Dead", "Outcome", "Retry", "RetryPolicy", "Succeeded", "run", "settle"]
+__all__ = ["Dead", "Outcome", "Retry", "RetryPolicy", "Succeeded", "out_of_memory", "run", "settle"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,7 @@ class Dead:
 
     error: Exception
     reason: str
+    exhausted: bool = False  # whether only the number of attempts kept it from being tried again
 
 
 Outcome: TypeAlias = Succeeded | Retry | Dead
@@ -42,6 +44,7 @@ class RetryPolicy:
 
     `max_attempts` counts the first one; None sets no bound. With `explicit_only`, which is what a task that declares
     no policy gets, only a RetryableError is tried again: whether a foreign error may be is for the task to say.
+    `budget` bounds the retries of all such tasks together; whoever publishes a retry asks it, not `settle`.
     """
 
     max_attempts: int | None = 4
@@ -49,6 +52,7 @@ class RetryPolicy:
     retry_on: tuple[type[BaseException], ...] = ()
     never_retry: tuple[type[BaseException], ...] = ()
     explicit_only: bool = False
+    budget: RetryBudget | None = None
 
 
 _UNBOUNDED = 1_000_000_000
@@ -78,11 +82,9 @@ def run(
 def settle(error: Exception, *, attempt: int, policy: RetryPolicy) -> Retry | Dead:
     """Decide what a failed attempt leads to."""
     if isinstance(error, MemoryError):  # Celery would end the whole agent, and the next one that gets the message
-        failure = PermanentError(f"The task ran out of memory: {error}")
-        failure.__cause__ = error
-        return Dead(failure, "out of memory")
+        return Dead(out_of_memory(error), "out of memory")
     if policy.explicit_only and not isinstance(error, RetryableError):
-        return Dead(error, "the task declares no max_attempts")
+        return Dead(error, "the task declares no max_attempts", _is_exhausted(error, attempt, policy))
     decision = handle_retry_logic(
         error,
         attempt,
@@ -93,4 +95,20 @@ def settle(error: Exception, *, attempt: int, policy: RetryPolicy) -> Retry | De
     )
     if decision["should_retry"]:
         return Retry(error, decision["delay_seconds"])
-    return Dead(error, decision["reason"])
+    return Dead(error, decision["reason"], _is_exhausted(error, attempt, policy))
+
+
+def out_of_memory(error: MemoryError) -> PermanentError:
+    """Return a task's failure for an error that would end the agent, were it raised there."""
+    failure = PermanentError(f"The task ran out of memory{f': {error}' if str(error) else '.'}")
+    failure.__cause__ = error
+    return failure
+
+
+def _is_exhausted(error: Exception, attempt: int, policy: RetryPolicy) -> bool:
+    """Tell whether it is the last of several attempts, made by us or by the task's own `retry`, that has failed."""
+    if policy.max_attempts is None or attempt < policy.max_attempts:
+        return False
+    if policy.explicit_only and not isinstance(error, RetryableError):
+        return attempt > 1 and not isinstance(error, PermanentError)
+    return classify(error, retry_on=policy.retry_on, never_retry=policy.never_retry).retryable

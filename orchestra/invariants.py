@@ -8,7 +8,15 @@ import click
 
 from orchestra.exceptions import ConfigurationError, ValidationError
 
-__all__ = ["INVARIANTS", "check_invariants", "refuse_pickle", "told_plainly"]
+__all__ = [
+    "DEFAULTS",
+    "INVARIANTS",
+    "check_invariants",
+    "refuse_pickle",
+    "refuse_serializer",
+    "set_defaults",
+    "told_plainly",
+]
 
 INVARIANTS: Final[Mapping[str, Any]] = {
     "accept_content": ["json"],
@@ -17,6 +25,19 @@ INVARIANTS: Final[Mapping[str, Any]] = {
     "task_reject_on_worker_lost": True,
     "worker_consumer": "orchestra.request:OrchestraConsumer",
 }
+
+
+DEFAULTS: Final[Mapping[str, Any]] = {
+    "task_acks_late": True,
+    "worker_prefetch_multiplier": 64,  # an upper bound only: how many to fetch is measured
+}
+
+
+def set_defaults(conf: Any) -> None:
+    """Set what serves us better than Celery's defaults, where the project's configuration doesn't say."""
+    for name, value in DEFAULTS.items():
+        if not conf.value_set_for(name):
+            conf[name] = value
 
 
 def check_invariants(conf: Any) -> None:
@@ -43,6 +64,17 @@ def refuse_pickle(conf: Any) -> None:
                 "JSON only. Remove the setting, and pass ids or JSON values to the tasks that relied on it."
             )
             raise ConfigurationError(message)
+
+
+def refuse_serializer(name: str, options: Mapping[str, Any]) -> None:
+    """Refuse what agents would discard; a queue that the caller names may be one of other workers."""
+    serializer = options.get("serializer")
+    if serializer not in {None, "json"} and options.get("queue") is None:
+        message = (
+            f"{name} was not submitted: serializer={serializer!r}; agents take JSON only and would discard it. "
+            "Leave the option out."
+        )
+        raise ValidationError(message)
 
 
 @contextmanager

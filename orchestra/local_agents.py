@@ -10,12 +10,15 @@ from typing import Any, Final, Self
 from celery import _state as celery_state
 from celery import signals
 from celery.app.log import Logging
+from celery.app.trace import fast_trace_task, trace_task_ret
+from celery.concurrency.base import apply_target
 from celery.exceptions import WorkerShutdown
 from celery.platforms import EX_OK
 from celery.worker import state as worker_state
 from kombu.asynchronous import get_event_loop, set_event_loop
+from kombu.serialization import prepare_accept_content
 
-from orchestra.exceptions import BrokerUnavailableError, PermanentError
+from orchestra.exceptions import BrokerUnavailableError, ConfigurationError, PermanentError
 from orchestra.store import text_of
 
 __all__ = ["LocalAgent"]
@@ -23,6 +26,8 @@ __all__ = ["LocalAgent"]
 _START_SECONDS: Final = 30.0
 _STOP_SECONDS: Final = 30.0
 _LOOK_SECONDS: Final = 0.02
+_POOL: Final = "solo"
+_LOOKS: Final = frozenset({"brpop", "blpop"})  # the commands with which a worker waits for messages
 
 
 class LocalAgent:
@@ -59,12 +64,14 @@ class LocalAgent:
             app: the app whose tasks it runs.
             capabilities: what it can, such as `nlp,mem_gb=64`; `general` unless it's given.
             name: one that no other live agent of the fleet has.
-            options: those of a Celery worker, such as `queues`.
+            options: those of a Celery worker, such as `queues`; its pool stays the solo one.
 
         Raises:
+            ConfigurationError: another pool is asked for, which wouldn't run any task here.
             PermanentError: it did not start.
 
         """
+        _refuse_other_pools(options)
         agent = cls(app, name, {"capabilities": capabilities, **options})
         agent._thread.start()
         agent._wait_until_ready()
@@ -120,6 +127,16 @@ class LocalAgent:
         self.stop()
 
 
+def _refuse_other_pools(options: Mapping[str, Any]) -> None:
+    for option in ("pool", "pool_cls"):
+        if options.get(option, _POOL) != _POOL:
+            message = (
+                f"A local agent can't have {option}={options[option]!r}: it runs tasks in its own thread, by Celery's "
+                f"{_POOL} pool. Leave the option out, or start an agent of its own process: `celery worker`."
+            )
+            raise ConfigurationError(message)
+
+
 def _worker(app: Any, **options: Any) -> Any:  # Celery's worker
     """Make a worker with an event loop of its own; Celery would have two share one, which two threads can't."""
     app.finalize()
@@ -127,9 +144,9 @@ def _worker(app: Any, **options: Any) -> Any:  # Celery's worker
     before = get_event_loop()
     set_event_loop(None)
     try:
-        return app.WorkController(
+        worker = app.WorkController(
             **{
-                "pool": "solo",
+                "pool": _POOL,
                 "concurrency": 1,
                 "without_heartbeat": True,
                 "without_mingle": True,
@@ -139,6 +156,15 @@ def _worker(app: Any, **options: Any) -> Any:  # Celery's worker
         )
     finally:
         set_event_loop(before)
+    accepted = prepare_accept_content(app.conf.accept_content)
+    worker.pool.on_apply = partial(_apply, [app.tasks, accepted, options["hostname"]])
+    return worker
+
+
+def _apply(agent: list[Any], target: Any, *args: Any, **options: Any) -> None:  # as Celery's pool calls it
+    """Run a task under its agent's name, which Celery keeps once for a whole process; here it would say the host's."""
+    named = partial(fast_trace_task, _loc=agent)
+    apply_target(named if target is trace_task_ret else target, *args, **options)
 
 
 def _set_up_logging(app: Any, name: str) -> None:  # OrchestraCelery
@@ -168,7 +194,7 @@ def _interrupt(app: Any) -> None:  # OrchestraCelery
     try:
         clients = text_of(app.store.command("CLIENT", "LIST")).splitlines()
         for client in [dict(field.split("=", 1) for field in line.split()) for line in clients]:
-            if client["cmd"] == "brpop":
+            if client["cmd"] in _LOOKS:
                 app.store.command("CLIENT", "UNBLOCK", client["id"])
     except BrokerUnavailableError:  # the worker is busy with connecting anew, and meanwhile hears of this alone
         worker_state.should_terminate = EX_OK  # type: ignore[assignment]  # an exit code

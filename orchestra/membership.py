@@ -13,7 +13,7 @@ from orchestra.logging_utils import get_logger
 from orchestra.queues import CapabilityQueue, QueueNames
 from orchestra.registry import AgentRegistry, CatalogueEntry
 
-__all__ = ["Doing", "Membership", "Profile", "served_queues"]
+__all__ = ["SWEEP_EVERY_BEATS", "Doing", "Membership", "Profile", "served_queues"]
 
 SWEEP_EVERY_BEATS: Final = 10
 
@@ -33,11 +33,16 @@ class Profile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Doing:
-    """What an agent does now: the queues that it serves, how many tasks it has in hand, whether it takes no more."""
+    """
+    What an agent does now: the queues that it serves, how many tasks it has in hand, whether it takes no more.
+
+    `mean_seconds` is how long its tasks took lately; None until one has ended.
+    """
 
     queues: tuple[str, ...]
     running: int
     draining: bool = False
+    mean_seconds: float | None = None
 
 
 def served_queues(suffixes: Iterable[str], can: CapabilitySet, knows: Iterable[str], names: QueueNames) -> set[str]:
@@ -153,6 +158,7 @@ class Membership:
             queues=now.queues,
             running=now.running,
             draining=now.draining,
+            mean_seconds=now.mean_seconds,
         )
         self._back()
         if answer.known:

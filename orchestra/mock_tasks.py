@@ -178,6 +178,7 @@ def submit(task: Submittable, *, task_id: str) -> SubmittedTask:
         kwargs=kwargs,
         requires=options.get("requires"),
         urgency=options.get("urgency"),
+        on_unroutable=options.get("on_unroutable"),
         priority=options.get("priority"),
         queue=options.get("queue"),
     )

@@ -4,21 +4,36 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from difflib import get_close_matches
+from operator import itemgetter
 from time import perf_counter
 from types import TracebackType
 from typing import Any, Final, Self
 
+from celery import states
+from celery.backends.base import DisabledBackend
+from celery.exceptions import TaskRevokedError
 from celery.result import AsyncResult, EagerResult
+from kombu.exceptions import OperationalError
+from kombu.utils.encoding import bytes_to_str
 
 from orchestra.agent import Agent, AgentManager
 from orchestra.app import OrchestraCelery
 from orchestra.backend import STATES
+from orchestra.breaker import BreakerState
+from orchestra.breaker_manager import BreakerManager
 from orchestra.broker import named_broker
+from orchestra.cancellation import REASON
 from orchestra.capabilities import Requirement
-from orchestra.exceptions import AgentOrchestraException, UnknownTaskError, ValidationError
+from orchestra.claims import refuse_other_payload
+from orchestra.dead_letters import DeadLetters
+from orchestra.exceptions import AgentOrchestraException, BrokerUnavailableError, UnknownTaskError, ValidationError
+from orchestra.explain import explainer_of
+from orchestra.explanations import Explanation
+from orchestra.patience import Patience
 from orchestra.queues import CapabilityQueue
-from orchestra.task import GRACE_SECONDS, OrchestraTask
-from orchestra.types import Health, HistoryEntry, QueueInfo, TaskRecord, TaskState, Urgency
+from orchestra.task import OrchestraTask
+from orchestra.timeouts import GRACE_SECONDS
+from orchestra.types import Cancelled, Health, HistoryEntry, QueueInfo, TaskRecord, TaskState, Urgency
 from orchestra.validation import check_payload, validate_delay, validate_task_type, validate_timeout
 
 __all__ = ["Orchestra", "TaskHandle"]
@@ -29,11 +44,16 @@ _PER_ROUND_TRIP: Final = 500
 
 @dataclass(frozen=True, slots=True)
 class TaskHandle:
-    """One submitted task. `result` is Celery's AsyncResult, for canvas and for code that knows it."""
+    """
+    One submitted task. `result` is Celery's AsyncResult, for canvas and for code that knows it.
+
+    It's `deduplicated` where the submission that gave it found the task there already.
+    """
 
     id: str
     _app: OrchestraCelery
     _eager: EagerResult[Any] | None = field(default=None, repr=False, compare=False)  # where tasks run at once
+    deduplicated: bool = field(default=False, compare=False)
 
     @property
     def result(self) -> AsyncResult[Any]:
@@ -57,10 +77,17 @@ class TaskHandle:
 
         Raises:
             celery.exceptions.TimeoutError: it isn't done in time.
+            celery.exceptions.TaskRevokedError: it was cancelled, revoked, or expired before it started.
             Exception: what the task raised.
 
         """
-        return self.result.get(timeout=timeout)
+        try:
+            return self.result.get(timeout=timeout)
+        except TaskRevokedError as error:
+            if str(error) != TaskState.EXPIRED:  # Celery's word for it
+                raise
+            message = f"Task {self.id} expired before it started."
+            raise TaskRevokedError(message) from None
 
     def record(self) -> TaskRecord | None:
         """Return what is written down of the task; None when nothing is known of this id."""
@@ -71,17 +98,36 @@ class TaskHandle:
         record = self.record()
         return () if record is None else record.history
 
-    def cancel(self) -> bool:
+    def cancel(self, *, note: str = "by its submitter") -> Cancelled:
         """
-        Cancel the task unless it has started; return whether it is cancelled.
+        Cancel the task, whether it waits or runs, and return what it was doing; that's false where it had ended.
 
-        A cancelled task's `get` raises Celery's TaskRevokedError.
+        It takes one step, however many tasks wait. The task's `get` raises Celery's TaskRevokedError from then on,
+        whatever the task still returns. A running one's agent is asked to end it, which the prefork pool does. `note`
+        is for the task's history.
+
+        Raises:
+            BrokerUnavailableError: Redis can't be reached; calling it again does no harm.
+
         """
-        before = self._app.state.cancel(self.id, note="by its submitter")
-        if before is not TaskState.CANCELLED:
-            return False
-        self._app.backend.mark_as_revoked(self.id, "cancelled before it started")
-        return True
+        if self._eager is not None:
+            return Cancelled.FINISHED
+        backend: Any = self._app.backend  # with what `recording` adds to it
+        result = backend.revocation(self.id, REASON)
+        what, agent = self._app.state.cancel(self.id, note=note, result=result)
+        if what and result is None:
+            backend.mark_as_revoked(self.id, REASON)
+        if what is Cancelled.RUNNING and agent:
+            self._tell(agent)
+        return what
+
+    def _tell(self, agent: str) -> None:
+        """Ask an agent to end the task."""
+        try:
+            self._app.control.broadcast("end_cancelled", arguments={"task_id": self.id}, destination=[agent])
+        except OperationalError as error:
+            message = f"Task {self.id} is cancelled, but {agent} wasn't told, so that it runs on: {error}"
+            raise BrokerUnavailableError(message) from error
 
 
 class Orchestra:
@@ -95,6 +141,7 @@ class Orchestra:
     def __init__(self, app: OrchestraCelery) -> None:
         self.app = app
         self._manager = AgentManager(app)
+        self._breakers = BreakerManager(app.breakers, app.registry)
 
     def __enter__(self) -> Self:
         """Return the engine."""
@@ -114,10 +161,13 @@ class Orchestra:
         *,
         requires: str | Iterable[str] | Requirement | None = None,
         urgency: str | Urgency | None = None,
+        on_unroutable: str | None = None,
         timeout: float | None = None,
         countdown: float | None = None,
         eta: datetime | None = None,
         expires: float | datetime | None = None,
+        idempotency_key: str | None = None,
+        unique: str | bool | None = None,
     ) -> TaskHandle:
         """
         Submit one task; `payload` holds its arguments by name.
@@ -127,19 +177,28 @@ class Orchestra:
             payload: JSON values; checked against the task's type hints before Redis is touched.
             requires: what an agent must be able to do, in place of what the task declares.
             urgency: `critical`, `high`, `normal` or `low`, in place of what the task declares.
+            on_unroutable: what becomes of it when no agent can run it, in place of what the task declares: `wait`,
+                `raise`, `fallback:<requirement>` or `dead_letter_after:<seconds>`.
             timeout: seconds that an attempt may take.
             countdown: seconds to wait before it may start.
             eta: the moment before which it may not start.
             expires: seconds, or the moment, after which it is no longer to be started.
+            idempotency_key: a text that names this submission: a second one with it, for a day unless it's set
+                otherwise, submits nothing, and returns the first one's handle, which is `deduplicated`.
+            unique: `until_started` or `until_done`, in place of what the task declares; False for neither.
 
         Raises:
+            IdempotencyError: the key stands for a task with other arguments.
             UnknownTaskError: no code and no agent knows the task; it carries the nearest names.
             ValidationError: an argument or option isn't right; it lists every one.
+            NoCapableAgentError: no agent can run it, and the policy for that is `raise`.
             SubmissionError: Redis can't be reached.
 
         """
         options = self._options(timeout, countdown, eta, expires)
-        return self._send(task_type, payload, {**options, "requires": requires, "urgency": urgency})
+        own = {"requires": requires, "urgency": urgency, "on_unroutable": on_unroutable}
+        claims = {"idempotency_key": idempotency_key, "unique": unique}
+        return self._handle(self._send(task_type, payload, {**options, **own, **claims}))
 
     def submit_many(
         self,
@@ -148,23 +207,33 @@ class Orchestra:
         *,
         requires: str | Iterable[str] | Requirement | None = None,
         urgency: str | Urgency | None = None,
+        on_unroutable: str | None = None,
         timeout: float | None = None,
         countdown: float | None = None,
         eta: datetime | None = None,
         expires: float | datetime | None = None,
+        idempotency_keys: Iterable[str | None] | None = None,
+        unique: str | bool | None = None,
     ) -> list[TaskHandle]:
         """
         Submit a task once for each payload; the handles come in the payloads' order.
 
         They are sent in round trips of 500. All payloads are checked before the first is sent, so that a wrong one
-        leaves nothing behind. When Redis is lost on the way, those sent before stay submitted.
+        leaves nothing behind. When Redis is lost on the way, those sent before stay submitted. `idempotency_keys` has
+        a key, or None, for each payload, so that a batch can be sent again.
 
         Raises:
             ValidationError: as for `submit`, naming the payload by its place.
+            IdempotencyError: a key stands for a task with other arguments; the rest of the batch was submitted.
+            NoCapableAgentError: as for `submit`; unless the fleet vanishes on the way, nothing was sent.
 
         """
         options = self._options(timeout, countdown, eta, expires)
         batch = list(payloads)
+        keys = [None] * len(batch) if idempotency_keys is None else list(idempotency_keys)
+        if len(keys) != len(batch):
+            message = f"{task_type} was not submitted: {len(keys)} idempotency keys came with {len(batch)} payloads."
+            raise ValidationError(message)
         for place, payload in enumerate(batch):
             try:
                 self._check(task_type, payload)
@@ -176,17 +245,26 @@ class Orchestra:
             self.app.producer_pool.acquire(block=True) as producer,
             producer.batch(_PER_ROUND_TRIP),  # type: ignore[attr-defined]  # newer than celery-types
         ):
-            extra = {**options, "requires": requires, "urgency": urgency, "producer": producer}
-            return [self._send(task_type, payload, extra) for payload in batch]
+            own = {"requires": requires, "urgency": urgency, "on_unroutable": on_unroutable, "unique": unique}
+            results = [
+                self._send(task_type, payload, {**options, **own, "producer": producer, "idempotency_key": key})
+                for payload, key in zip(batch, keys, strict=True)
+            ]
+        for result in results:
+            refuse_other_payload(task_type, getattr(result, "standing", None))
+        return [self._handle(result) for result in results]
 
-    def _send(self, task_type: str, payload: Mapping[str, Any], options: Mapping[str, Any]) -> TaskHandle:
+    def _handle(self, result: Any) -> TaskHandle:  # Celery's, which knows from the publish what stood there before
+        eager = result if isinstance(result, EagerResult) else None
+        return TaskHandle(result.id, self.app, eager, deduplicated=getattr(result, "standing", None) is not None)
+
+    def _send(self, task_type: str, payload: Mapping[str, Any], options: Mapping[str, Any]) -> Any:  # AsyncResult
         self._check(task_type, payload)
         given = {name: value for name, value in options.items() if value is not None}
         task = self.app.tasks.get(task_type)
         if task is not None:
-            result = task.apply_async(kwargs=dict(payload), **given)
-            return TaskHandle(result.id, self.app, result if isinstance(result, EagerResult) else None)
-        return TaskHandle(self.app.send_task(task_type, kwargs=dict(payload), **given).id, self.app)
+            return task.apply_async(kwargs=dict(payload), **given)
+        return self.app.send_task(task_type, kwargs=dict(payload), **given)
 
     def _check(self, task_type: str, payload: Mapping[str, Any]) -> None:
         """Refuse what isn't enforced elsewhere: here every task's type hints are."""
@@ -202,10 +280,9 @@ class Orchestra:
         check_payload((), payload, max_bytes=self.app.limits.max_bytes, max_depth=self.app.limits.max_depth)
 
     def _published(self, name: str) -> Any:  # Declared
-        declared = self.app.catalogue.find(name)
-        if declared is None:  # its agent may have joined since the catalogue was read
-            self.app.catalogue.forget()
-            declared = self.app.catalogue.find(name)
+        patience = Patience(self.app.settings.connect_timeout_seconds)
+        with named_broker(name, self.app.broker_location):
+            declared = patience.insist(lambda: self._in_catalogue(name))
         if declared is not None:
             return declared
         known = {one for one in (*self.app.tasks, *self.app.catalogue.names()) if not one.startswith("celery.")}
@@ -213,6 +290,13 @@ class Orchestra:
         hint = f"did you mean {', '.join(nearest)}?" if nearest else "is an agent that knows it running?"
         message = f"No task named {name} is known: {hint}"
         raise UnknownTaskError(message, task_type=name, nearest=nearest)
+
+    def _in_catalogue(self, name: str) -> Any:  # Declared
+        declared = self.app.catalogue.find(name)
+        if declared is None:  # its agent may have joined since the catalogue was read
+            self.app.catalogue.forget()
+            declared = self.app.catalogue.find(name)
+        return declared
 
     def _options(
         self,
@@ -238,6 +322,32 @@ class Orchestra:
         """Return the handle of a task that was submitted before, here or elsewhere."""
         return TaskHandle(task_id, self.app)
 
+    def cancel(self, task_id: str) -> Cancelled:
+        """Cancel a task that was submitted here or elsewhere, as `TaskHandle.cancel` does."""
+        return self.handle(task_id).cancel()
+
+    @property
+    def dead_letters(self) -> DeadLetters:
+        """The messages that no agent may run any more, to be looked at, replayed or purged."""
+        return DeadLetters(
+            self.app.store,
+            self.app.queue_names,
+            record_ttl_seconds=self.app.settings.state_ttl_seconds,
+            result_key=self._result_key,
+            forget=self._forget_failure,
+        )
+
+    def _result_key(self, task_id: str) -> str:
+        backend: Any = self.app.backend
+        at = getattr(backend, "connparams", None)
+        return "" if at is None or not self.app.is_broker(at) else bytes_to_str(backend.get_key_for_task(task_id))
+
+    def _forget_failure(self, task_id: str) -> None:
+        """Forget how a task has ended that is to run again, or whoever waits for it would be told that at once."""
+        backend: Any = self.app.backend
+        if not isinstance(backend, DisabledBackend) and backend.get_state(task_id) in states.EXCEPTION_STATES:
+            backend.forget(task_id)
+
     def agents(self) -> list[Agent]:
         """Return every agent that is known, by name; the lost ones aren't `alive`."""
         return self._manager.agents()
@@ -261,8 +371,32 @@ class Orchestra:
         """Let drained agents take tasks again; return their names."""
         return self._manager.resume(names)
 
+    def breakers(self) -> list[BreakerState]:
+        """Return every breaker that a task declares, that was called within a day, or that isn't closed; by name."""
+        return self._breakers.breakers()
+
+    def open_breaker(self, name: str, *, seconds: float | None = None) -> None:
+        """
+        Hold a service off, for so many seconds or until its breaker is closed.
+
+        `name` is a breaker's, or `name:key` of one that has a key.
+
+        Raises:
+            ValidationError: nobody knows a breaker of this name; it tells the nearest.
+
+        """
+        self._breakers.open(name, seconds=seconds)
+
+    def close_breaker(self, name: str) -> bool:
+        """Let a service be called again; return False when its breaker was closed, raise as `open_breaker` does."""
+        return self._breakers.close(name)
+
+    def reset_breaker(self, name: str) -> bool:
+        """Close a breaker and forget it until its next call; return and raise as `close_breaker` does."""
+        return self._breakers.reset(name)
+
     def queues(self) -> list[QueueInfo]:
-        """Return the capability queues, with the messages that wait in each and the live agents that serve it."""
+        """Return the capability queues, with the tasks in each and the live agents that serve it."""
         return self._queues(self.agents())
 
     def _queues(self, agents: list[Agent]) -> list[QueueInfo]:
@@ -270,16 +404,34 @@ class Orchestra:
         for suffix in self.app.registry.queues():
             queue = CapabilityQueue.from_suffix(suffix)
             names[self.app.queue_names.name(queue)] = queue.requirement.text
-        depths = self.app.registry.depths(list(names), steps=self.app.priority_steps)
+        backlogs = self.app.registry.backlogs(list(names), steps=self.app.priority_steps)
         return [
             QueueInfo(
                 name=name,
                 requires=requires,
-                depth=depth,
+                depth=backlog.waiting,
+                delayed=backlog.delayed,
+                leased=backlog.leased,
+                parked=backlog.parked,
                 agents=tuple(agent.name for agent in agents if agent.alive and name in agent.queues),
             )
-            for (name, requires), depth in sorted(zip(names.items(), depths, strict=True))
+            for (name, requires), backlog in sorted(zip(names.items(), backlogs, strict=True), key=itemgetter(0))
         ]
+
+    def explain(self, about: str | Iterable[str] | Requirement) -> Explanation:
+        """
+        Tell why a task waits, or what became of it; who could run a task type, or what a requirement asks for.
+
+        A text is a task's id, the name of a task, or a requirement, whichever is known; a set of texts is a
+        requirement. An id that nothing is known of is an answer as well. It only reads, and takes well below a second
+        with a thousand agents and a hundred thousand tasks in the queue.
+
+        Raises:
+            ValidationError: the text is empty, or a requirement that can't be read.
+            BrokerUnavailableError: Redis can't be reached.
+
+        """
+        return explainer_of(self.app).explain(about)
 
     def health(self) -> Health:
         """

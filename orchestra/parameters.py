@@ -76,6 +76,11 @@ class Parameters:
             known = place < len(self._by_position)
             yield (self._by_position[place] if known else self._rest_by_position), value
 
+    def by_name(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], list[Any]]:
+        """Return a call's arguments by name, as far as they have one, and the rest in their order."""
+        known = {one.name: value for one, value in zip(self._by_position, args, strict=False)}
+        return {**known, **kwargs}, list(args[len(known) :])
+
     def named(self, name: str) -> Parameter | None:
         """Return the parameter that takes a keyword argument; None when there is none."""
         return self._by_name.get(name, self._rest_by_name)

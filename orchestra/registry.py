@@ -1,16 +1,19 @@
 """Who serves what: the live agents, the table of capability queues, and the catalogue of tasks."""
 
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
+from operator import attrgetter
 from typing import Any, Final, Generic, TypeVar
 
 from orchestra.exceptions import AgentNameTakenError
-from orchestra.store import Store, pairs_of, text_of, texts_of
+from orchestra.store import Argument, Store, pairs_of, text_of, texts_of
 from orchestra.utils import TTLCache
 
-__all__ = ["AgentEntry", "AgentRegistry", "Beat", "CachedCatalogue", "CatalogueEntry"]
+__all__ = ["AgentEntry", "AgentRegistry", "Backlog", "Beat", "CachedCatalogue", "CatalogueEntry", "Roster"]
 
 Known = TypeVar("Known")
 
@@ -31,16 +34,30 @@ class AgentEntry:
     started_at: datetime
     last_beat_at: datetime
     alive: bool
+    instance: str = ""  # what its leases are held under; empty once it has stopped
+    mean_seconds: float | None = None  # how long its tasks took lately; None until one has ended
+
+
+@dataclass(frozen=True, slots=True)
+class Roster:
+    """Every agent that is known at one time (Redis's, in s): those that live or were lost, and those that stopped."""
+
+    now: float
+    agents: list[AgentEntry]
+    former: list[AgentEntry]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CatalogueEntry:
-    """What a sender without the task's code needs to know: its requirement, arguments and urgency."""
+    """What a sender without the task's code needs to know: its requirement, arguments, urgency and policy."""
 
     requires: str | None = None
     urgency: str | None = None
+    on_unroutable: str | None = None
+    unique: str | None = None
     enforced: bool = False
     arguments: Mapping[str, Any] | None = None  # JSON, as `ArgumentSchema.to_catalogue` writes it
+    breaker: Mapping[str, Any] | None = None  # JSON, as `Breaker.to_catalogue` writes it, and what it does when open
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +68,16 @@ class Beat:
     taken: bool
     version: str
     queues: tuple[str, ...] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backlog:
+    """How many messages of a queue wait for an agent, aren't due yet, are in agents' hands, and wait for a breaker."""
+
+    waiting: int
+    delayed: int
+    leased: int
+    parked: int = 0
 
 
 class AgentRegistry:
@@ -91,7 +118,7 @@ class AgentRegistry:
         agent = (name, instance, self._lost_after_seconds, AGENT_TTL_SECONDS)
         accepted, text, silent = self._store.run(
             "register",
-            [keys.agents, keys.agent(name), keys.catalogue, keys.queues, keys.queues_version],
+            [keys.agents, keys.agent(name), keys.catalogue, keys.queues, keys.queues_version, keys.former_agents],
             [*agent, len(fields) // 2, *fields, len(catalogue) // 2, *catalogue, *sorted(set(queues))],
         )
         if not accepted:
@@ -99,11 +126,21 @@ class AgentRegistry:
         return text_of(text)
 
     def beat(
-        self, name: str, instance: str, *, version: str, queues: Sequence[str], running: int, draining: bool = False
+        self,
+        name: str,
+        instance: str,
+        *,
+        version: str,
+        queues: Sequence[str],
+        running: int,
+        draining: bool = False,
+        mean_seconds: float | None = None,
     ) -> Beat:
         """Say that an agent lives and what it does now; learn the table of queues if it isn't at `version`."""
         keys = self._store.keys
-        now = ("queues", json.dumps(list(queues)), "running", running, "draining", int(draining))
+        now: list[Argument] = ["queues", json.dumps(list(queues)), "running", running, "draining", int(draining)]
+        if mean_seconds is not None:
+            now += ["mean", f"{mean_seconds:.6f}"]
         reply = self._store.run(
             "beat",
             [keys.agents, keys.agent(name), keys.queues, keys.queues_version],
@@ -115,31 +152,71 @@ class AgentRegistry:
         return Beat(known=True, taken=False, version=words[1], queues=None if words[1] == version else tuple(words[2:]))
 
     def retire(self, name: str, instance: str) -> None:
-        """Take an agent that stops off the list."""
+        """Take an agent that stops off the list; `former` remembers it for a day."""
         keys = self._store.keys
-        self._store.run("retire", [keys.agents, keys.agent(name)], [name, instance])
+        self._store.run(
+            "retire", [keys.agents, keys.agent(name), keys.former_agents], [name, instance, AGENT_TTL_SECONDS]
+        )
 
     def agents(self) -> list[AgentEntry]:
         """Return every agent that is known, the live ones and those lost within a day, by name."""
-        keys = self._store.keys
-        beats, (seconds, micros) = self._store.pipeline([("ZRANGE", keys.agents, 0, -1, "WITHSCORES"), ("TIME",)])
-        now = int(seconds) + int(micros) / 1e6
-        last_beats = {text_of(name): float(score) for name, score in pairs_of(beats)}
-        replies = self._store.pipeline([("HGETALL", keys.agent(name)) for name in sorted(last_beats)])
-        found = zip(sorted(last_beats), replies, strict=True)
-        return [self._entry(name, texts_of(reply), last_beats[name], now) for name, reply in found if reply]
+        now, last_beats = self._times(self._store.keys.agents)
+        found = self._hashes(last_beats)
+        return [
+            self._entry(name, fields, last_beats[name], alive=now - last_beats[name] <= self._lost_after_seconds)
+            for name, fields in found.items()
+        ]
 
-    def _entry(self, name: str, fields: Mapping[str, str], beat: float, now: float) -> AgentEntry:
+    def former(self) -> list[AgentEntry]:
+        """Return the agents that stopped within a day, by name; `last_beat_at` is when they did."""
+        _, left = self._times(self._store.keys.former_agents)
+        return [self._entry(name, fields, left[name], alive=False) for name, fields in self._hashes(left).items()]
+
+    def roster(self, *, within_seconds: float = math.inf) -> Roster:
+        """
+        Return what `agents` and `former` return, with Redis's time, in two round trips.
+
+        Of those that don't live any more only the ones are read that were seen `within_seconds`.
+        """
+        keys = self._store.keys
+        commands = [("ZRANGE", names, 0, -1, "WITHSCORES") for names in (keys.agents, keys.former_agents)]
+        *lists, (seconds, micros) = self._store.pipeline([*commands, ("TIME",)])
+        now = int(seconds) + int(micros) / 1e6
+        since, earliest = now - self._lost_after_seconds, now - max(within_seconds, self._lost_after_seconds)
+        beats, left = ({text_of(name): at for name, at in pairs_of(pairs) if float(at) >= earliest} for pairs in lists)
+        found = self._hashes({*beats, *left})
+        agents = [
+            self._entry(one, found[one], float(at), alive=float(at) >= since)
+            for one, at in beats.items()
+            if one in found
+        ]
+        former = [self._entry(one, found[one], float(at), alive=False) for one, at in left.items() if one in found]
+        return Roster(now, sorted(agents, key=_name), sorted(former, key=_name))
+
+    def _times(self, list_of_agents: str) -> tuple[float, dict[str, float]]:
+        """Return Redis's time, and the time that stands beside each name of a list; all in s."""
+        pairs, (seconds, micros) = self._store.pipeline([("ZRANGE", list_of_agents, 0, -1, "WITHSCORES"), ("TIME",)])
+        return int(seconds) + int(micros) / 1e6, {text_of(name): float(score) for name, score in pairs_of(pairs)}
+
+    def _hashes(self, names: Iterable[str]) -> dict[str, dict[str, str]]:
+        """Return what the agents of these names said of themselves, by name; what has expired is left out."""
+        ordered = sorted(names)
+        replies = self._store.pipeline([("HGETALL", self._store.keys.agent(name)) for name in ordered])
+        return {name: texts_of(reply) for name, reply in zip(ordered, replies, strict=True) if reply}
+
+    def _entry(self, name: str, fields: Mapping[str, str], beat: float, *, alive: bool) -> AgentEntry:
         return AgentEntry(
             name=name,
             about=json.loads(fields["about"]),
             queues=tuple(json.loads(fields["queues"])),
-            tasks=frozenset(json.loads(fields["tasks"])),
+            tasks=_texts(fields["tasks"]),
             running=int(fields["running"]),
             draining=fields.get("draining") == "1",
             started_at=datetime.fromtimestamp(float(fields["started"]), UTC),
             last_beat_at=datetime.fromtimestamp(beat, UTC),
-            alive=now - beat <= self._lost_after_seconds,
+            alive=alive,
+            instance=fields.get("instance", ""),
+            mean_seconds=float(fields["mean"]) if "mean" in fields else None,
         )
 
     def catalogue(self) -> dict[str, CatalogueEntry]:
@@ -161,29 +238,66 @@ class AgentRegistry:
         return int(seconds) + int(micros) / 1e6, {text_of(suffix): float(score) for suffix, score in pairs_of(reply)}
 
     def prune(self, suffix: str, name: str, *, steps: Sequence[str], registered_before: float) -> bool:
-        """Forget a queue if it is empty, nothing is unacknowledged, and it wasn't registered since; tell whether."""
+        """
+        Forget a queue if nothing of it waits anywhere or is leased, and it wasn't registered since; tell whether.
+
+        What stock workers of any queue have fetched keeps it too, since it may come back to this one.
+        """
         keys = self._store.keys
-        lists = [f"{self._prefix_queues}{name}{step}" for step in steps]
         unacked = f"{self._prefix_queues}unacked"
         pruned = self._store.run(
-            "prune", [keys.queues, keys.queues_version, unacked, *lists], [suffix, registered_before]
+            "prune",
+            [keys.queues, keys.queues_version, unacked, *self._keys_of(name, steps)],
+            [suffix, registered_before, name],
         )
         return bool(pruned)
 
     def depths(self, names: Sequence[str], *, steps: Sequence[str]) -> list[int]:
-        """Return how many messages wait in each queue, all priorities together; `steps` ends the lists' names."""
-        lists = [("LLEN", f"{self._prefix_queues}{name}{step}") for name in names for step in steps]
-        lengths = [int(length) for length in self._store.pipeline(lists)]
-        return [sum(lengths[at : at + len(steps)]) for at in range(0, len(lengths), len(steps))]
+        """Return how many messages wait in each queue, as `backlogs` counts them."""
+        return [backlog.waiting for backlog in self.backlogs(names, steps=steps)]
 
-    def bury(self, suffix: str, name: str, *, steps: Sequence[str], reason: str) -> list[bytes]:
-        """Move a queue's messages to the dead letters and forget the queue; return the raw messages."""
+    def backlogs(self, names: Sequence[str], *, steps: Sequence[str]) -> list[Backlog]:
+        """Return what is in each queue, all priorities together; `steps` ends the names of a queue's lists."""
+        commands = [command for name in names for command in self._counting(name, steps)]
+        replies = [int(reply or 0) for reply in self._store.pipeline(commands)]
+        size = len(steps) + 3
+        rows = [replies[at : at + size] for at in range(0, len(replies), size)]
+        return [
+            Backlog(delayed=delayed, leased=leased, parked=parked, waiting=sum(lists))
+            for delayed, leased, parked, *lists in rows
+        ]
+
+    def _counting(self, name: str, steps: Sequence[str]) -> list[tuple[str, ...]]:
+        delayed, leased, parked, *lists = self._keys_of(name, steps)
+        return [("ZCARD", delayed), ("ZCARD", leased), ("HGET", parked, name), *(("LLEN", key) for key in lists)]
+
+    def bury(self, suffix: str, name: str, *, steps: Sequence[str], reason: str, error: str = "") -> list[bytes]:
+        """
+        Move the messages that wait in a queue to the dead letters; return them, raw.
+
+        The queue is forgotten with them, unless more of it wait anywhere or are leased.
+        """
         keys = self._store.keys
-        lists = [f"{self._prefix_queues}{name}{step}" for step in steps]
         moved: list[bytes] = self._store.run(
-            "bury", [keys.dead, keys.queues, keys.queues_version, *lists], [suffix, name, reason, _BURY_AT_ONCE]
+            "bury",
+            [keys.queues, keys.queues_version, *self._keys_of(name, steps)],
+            [keys.base, suffix, name, reason, error, _BURY_AT_ONCE],
         )
         return moved
+
+    def _keys_of(self, name: str, steps: Sequence[str]) -> list[str]:
+        """Return the keys of a queue's messages: the delayed, the leased, all parked ones, and a list a priority."""
+        keys, lists = self._store.keys, [f"{self._prefix_queues}{name}{step}" for step in steps]
+        return [keys.delayed(name), keys.leased(name), keys.parked_counts, *lists]
+
+
+@lru_cache(maxsize=256)
+def _texts(text: str) -> frozenset[str]:
+    """Read a list of texts; agents of one app know the same tasks, so that a large fleet's are read once."""
+    return frozenset(json.loads(text))
+
+
+_name = attrgetter("name")
 
 
 def _taken(name: str, about: Mapping[str, Any], silent_seconds: float) -> str:
@@ -197,8 +311,11 @@ def _dump_entry(entry: CatalogueEntry) -> str:
     fields = {
         "requires": entry.requires,
         "urgency": entry.urgency,
+        "on_unroutable": entry.on_unroutable,
+        "unique": entry.unique,
         "enforced": entry.enforced,
         "arguments": entry.arguments,
+        "breaker": entry.breaker,
     }
     return json.dumps({name: value for name, value in fields.items() if value})
 
@@ -214,8 +331,11 @@ def _load_entry(text: str) -> CatalogueEntry | None:
     return CatalogueEntry(
         requires=fields.get("requires"),
         urgency=fields.get("urgency"),
+        on_unroutable=fields.get("on_unroutable"),
+        unique=fields.get("unique"),
         enforced=bool(fields.get("enforced")),
         arguments=fields.get("arguments"),
+        breaker=fields.get("breaker") if isinstance(fields.get("breaker"), dict) else None,
     )
 
 

@@ -10,8 +10,9 @@ from pydantic import BaseModel, Secret, SecretBytes, SecretStr
 from orchestra.capabilities import Requirement
 from orchestra.exceptions import PayloadError, ValidationError
 from orchestra.task_router import DECLARED_HEADER, ROUTING_OPTIONS
-from orchestra.types import Urgency
-from orchestra.validation import check_payload
+from orchestra.types import Unique, Urgency
+from orchestra.unroutable import UnroutablePolicy, parse_policy, text_of_policy
+from orchestra.validation import check_payload, validate_priority
 
 __all__ = ["ArgumentCheck", "Call", "Declared", "Limits", "Prepared", "complete_signatures", "plain", "prepare"]
 
@@ -37,6 +38,8 @@ class Declared:
 
     requires: Requirement | None = None
     urgency: Urgency | None = None
+    on_unroutable: UnroutablePolicy | None = None
+    unique: Unique | None = None
     arguments: ArgumentCheck | None = None
     enforced: bool = False  # whether a call that doesn't fit is refused, or only remarked on
 
@@ -50,7 +53,8 @@ class Call:
     kwargs: Mapping[str, Any]
     requires: str | Iterable[str] | Requirement | None = None
     urgency: str | Urgency | None = None
-    priority: int | None = None
+    on_unroutable: str | None = None
+    priority: float | None = None
     queue: object = None
 
 
@@ -60,11 +64,13 @@ class Prepared:
     What a call comes to.
 
     `requires` is what the caller asked for beyond the task's own declaration, None if nothing; `priority` is one of
-    kombu's Redis steps, None to leave the caller's; `remarks` is what would have been refused of an enforced task.
+    kombu's Redis steps, None to leave the caller's; `on_unroutable` is the call's policy or the task's, None where
+    neither has one; `remarks` is what would have been refused of an enforced task.
     """
 
     requires: Requirement | None
     priority: int | None
+    on_unroutable: UnroutablePolicy | None = None
     remarks: ValidationError | None = None
 
 
@@ -73,8 +79,8 @@ def prepare(call: Call, declared: Declared, limits: Limits, *, enforce: bool) ->
     Validate and route a call; pure, so that a refused one leaves nothing behind.
 
     Raises:
-        ValidationError: the requirement or the urgency makes no sense, or the call is enforced and its arguments don't
-            fit the task. It lists every field.
+        ValidationError: the requirement, the urgency, the priority or the policy makes no sense, or the call is
+            enforced and its arguments don't fit the task. It lists every field.
 
     """
     requires = None if call.requires is None else Requirement.parse(call.requires)
@@ -85,14 +91,21 @@ def prepare(call: Call, declared: Declared, limits: Limits, *, enforce: bool) ->
         )
         raise ValidationError(message)
     remarks = _checked(call, declared, limits, enforce=enforce)
-    return Prepared(requires=requires, priority=_priority(call, declared), remarks=remarks)
+    try:
+        priority = _priority(call, declared)
+        policy = declared.on_unroutable if call.on_unroutable is None else parse_policy(call.on_unroutable)
+    except ValidationError as error:
+        message = f"{call.task} was not submitted: {error}"
+        raise ValidationError(message, errors=error.errors) from error
+    return Prepared(requires=requires, priority=priority, on_unroutable=policy, remarks=remarks)
 
 
 def _priority(call: Call, declared: Declared) -> int | None:
     if call.urgency is not None and call.priority is not None:
-        message = f"{call.task} was not submitted: give urgency= or priority=, not both."
+        message = "give urgency= or priority=, not both."
         raise ValidationError(message)
     if call.priority is not None:
+        validate_priority(call.priority)
         return None
     urgency = declared.urgency if call.urgency is None else call.urgency
     return Urgency.parse(Urgency.NORMAL if urgency is None else urgency).priority
@@ -117,7 +130,7 @@ def complete_signatures(
     _depth: int = 0,
 ) -> None:
     """
-    Write into every signature inside `value`, in place, what its task requires, in canonical text.
+    Write into every signature inside `value`, in place, what its task requires, in canonical text, and its options.
 
     A signature may carry `requires={…}` as a set, which JSON can't hold, and it may hold further signatures: the rest
     of a chain, the members of a group, callbacks. They're sent later, by an agent that may know neither the code of
@@ -137,12 +150,26 @@ def complete_signatures(
 
 
 def _complete(task: str, options: dict[str, Any], declared: Callable[[str], Requirement | None]) -> None:
+    _complete_words(task, options)
     if options.get("requires") is not None:
         options["requires"] = Requirement.parse(options["requires"]).text
     elif not any(options.get(option) for option in ROUTING_OPTIONS):
         requirement = declared(task)
         if requirement is not None:
             options["headers"] = {**(options.get("headers") or {}), DECLARED_HEADER: requirement.text}
+
+
+def _complete_words(task: str, options: dict[str, Any]) -> None:
+    """Write urgency and policy as text, and refuse now what their sender would be refused later, out of sight."""
+    try:
+        if options.get("urgency") is not None:
+            options["urgency"] = Urgency.parse(options["urgency"]).value
+        if options.get("on_unroutable") is not None:
+            options["on_unroutable"] = text_of_policy(parse_policy(options["on_unroutable"]))
+        validate_priority(options.get("priority"))
+    except ValidationError as error:
+        message = f"{task} was not submitted, nor was what comes before it: {error}"
+        raise ValidationError(message, errors=error.errors) from error
 
 
 _DEEPEST: Final = 200

@@ -6,10 +6,15 @@ from typing import Any
 from celery.worker import state as worker_state
 
 from orchestra.capabilities import GENERAL, CapabilitySet
+from orchestra.exceptions import AgentOrchestraException
+from orchestra.leases import LeaseHolder, give_back
+from orchestra.logging_utils import get_logger
 from orchestra.membership import Doing, served_queues
 from orchestra.task import OrchestraTask
 
-__all__ = ["Subscription", "needed_queues", "queues_of"]
+__all__ = ["Subscription", "hand_back", "needed_queues", "queues_of"]
+
+log = get_logger(__name__)
 
 
 def needed_queues(app: Any) -> frozenset[str]:  # OrchestraCelery
@@ -37,6 +42,11 @@ class Subscription:
         self._capabilities = capabilities
         self._heard: tuple[str, ...] = ()  # suffixes of all the queues that the fleet has
         self._left: list[str] | None = None  # names of the queues that were left to drain; None while it doesn't
+
+    @property
+    def chosen(self) -> bool:
+        """Whether the worker serves what -Q names and nothing else, whatever tasks require."""
+        return self._capabilities is None
 
     @property
     def draining(self) -> bool:
@@ -68,12 +78,19 @@ class Subscription:
         self._app.amqp.queues[name]  # declares it without an exchange, before Celery would give it one
         consumer.add_task_queue(name)
 
-    def drain(self, consumer: Any) -> list[str]:
-        """Take no more tasks; return the names of the queues that were left."""
+    def drain(self, consumer: Any, *, ending: bool = False) -> list[str]:
+        """
+        Take no more tasks, and give back those that have not started; return the names of the queues that were left.
+
+        With `ending` the worker is about to stop, and won't `resume`.
+        """
         if self._left is None:
             self._left = queues_of(consumer)
             for name in self._left:
                 consumer.cancel_task_queue(name)
+        given = hand_back(self._app, consumer.controller.lease_holder, ending=ending)
+        if consumer.task_consumer is not None:
+            consumer.task_consumer.channel.qos.forget(given)
         return self._left
 
     def resume(self, consumer: Any) -> list[str]:
@@ -86,6 +103,24 @@ class Subscription:
 
     def doing(self, consumer: Any) -> Doing:
         """Return what the worker does now."""
-        # One that drains is done when nothing is left of what it fetched, begun or not.
-        running = worker_state.reserved_requests if self.draining else worker_state.active_requests
-        return Doing(queues=tuple(queues_of(consumer)), running=len(running), draining=self.draining)
+        running, tasks = len(worker_state.active_requests), consumer.task_consumer
+        if self.draining and tasks is not None:  # it's done when Redis knows of the end of all that it fetched
+            running = max(running, tasks.channel.qos.in_hand + consumer.controller.lease_holder.untold)
+        return Doing(
+            queues=tuple(queues_of(consumer)),
+            running=running,
+            draining=self.draining,
+            mean_seconds=consumer.controller.lease_holder.pace.mean_seconds,
+        )
+
+
+def hand_back(app: Any, holder: LeaseHolder, *, ending: bool = False, leaving: bool = False) -> set[int]:
+    """Give back what an agent holds, as `leases.give_back` does; where Redis can't be told, the others find it so."""
+    try:
+        given = give_back(app.store, holder, ending=ending, leaving=leaving)
+    except AgentOrchestraException as error:
+        log.warning("tasks not given back", agent=holder.agent, error=str(error))
+        return set()
+    if given:
+        log.info("tasks given back", agent=holder.agent, tasks=len(given))
+    return given

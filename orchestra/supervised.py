@@ -149,5 +149,5 @@ class Supervised:
             self._hear_out()
 
     def _hear_out(self) -> None:
-        if self._reader is not None:
+        if self._reader is not None and self._reader.is_alive():  # an interrupt may have come before its start
             self._reader.join(_LAST_WORDS_SECONDS)

@@ -7,6 +7,7 @@ from typing import Final
 from orchestra.exceptions import ValidationError
 from orchestra.queues import CapabilityQueue, QueueNames
 from orchestra.registry import AgentEntry, AgentRegistry
+from orchestra.types import DeadReason
 
 __all__ = ["Buried", "Sweep"]
 
@@ -69,7 +70,10 @@ class Sweep:
     def _bury(self, suffix: str) -> None:
         queue = CapabilityQueue.from_suffix(suffix)
         name = self._names.name(queue)
-        messages = self._registry.bury(suffix, name, steps=self._steps, reason="unregistered")
+        error = f"No agent has known {queue.task} for {self._unregistered_after_seconds:g} s."
+        messages = self._registry.bury(
+            suffix, name, steps=self._steps, reason=DeadReason.UNREGISTERED.value, error=error
+        )
         if messages:
             self._on_buried(Buried(queue.task or "", messages))
 

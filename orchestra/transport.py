@@ -1,4 +1,4 @@
-"""The kombu transport: a task's message, its record and its queue's registration are written in one step."""
+"""The kombu transport: its connections and channels."""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -7,18 +7,14 @@ import kombu.transport.base
 from kombu import Connection
 from kombu.connection import ConnectionPool, PooledConnection
 from kombu.transport import redis as kombu_redis
-from kombu.utils.json import dumps
-from kombu.utils.objects import cached_property
-from kombu.utils.scheduling import round_robin_cycle
-from redis import Redis
 
-from orchestra.queues import CapabilityQueue, QueueNames
-from orchestra.store import Argument, Keys, load_script
+from orchestra.channel import OPTIONS, kombu_of
+from orchestra.fetching import Fetching
+from orchestra.leasing import LeasingTransport
+from orchestra.publishing import Publishing
 from orchestra.utils import mask_fields, mask_text
 
-__all__ = ["Channel", "FleetConnection", "ScarceSkillFirst", "SentinelChannel", "SentinelTransport", "Transport"]
-
-OPTIONS: Final = ("orchestra_fleet", "orchestra_default_queue", "orchestra_prefix", "orchestra_record_ttl_seconds")
+__all__ = ["Channel", "FleetConnection", "SentinelChannel", "SentinelTransport", "Transport"]
 
 
 class FleetConnection(Connection):
@@ -49,7 +45,7 @@ class FleetConnection(Connection):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the connection with its secrets, as kombu does."""
-        return type(self), tuple(dict(_kombu(self)._info()).values()), None
+        return type(self), tuple(dict(kombu_of(self)._info()).values()), None
 
     def __eqhash__(self) -> tuple[Any, ...]:
         """Never share a pool with a stock connection to the same URL, or with one that has other servers to turn to."""
@@ -79,160 +75,56 @@ class FleetConnectionPool(ConnectionPool):
 
         kombu shares a pool among the apps of one URL and never makes another, so that closing it would end them all.
         """
-        idle = _kombu(self)._resource
+        idle = kombu_of(self)._resource
         with idle.mutex:
             for connection in idle.queue:
                 self.collect_resource(connection)
 
 
-_RoundRobin: Any = round_robin_cycle  # celery-types has it generic, which it isn't at run time
+# kombu ships no types, and celery-types has its parts closed to what they are made for: to be derived from.
+_Channel: Any = kombu_redis.Channel
+_SentinelChannel: Any = kombu_redis.SentinelChannel
+_Transport: Any = kombu_redis.Transport
+_SentinelTransport: Any = kombu_redis.SentinelTransport
 
 
-class ScarceSkillFirst(_RoundRobin):  # type: ignore[misc]
-    """
-    The order in which an agent looks into its queues, within one urgency: the most demanding requirement first.
-
-    An agent with a rare skill does the work that only it can do before work that others could do as well. One look in
-    eight goes by turns instead, so that undemanding work is delayed but never starved.
-    """
-
-    fair_every = 8
-
-    def __init__(self, it: list[str] | None = None) -> None:
-        super().__init__(it)
-        self._looks = 0
-
-    def consume(self, n: int) -> list[str]:
-        """Return the first `n` queues in the order of this look."""
-        self._looks += 1
-        queues: list[str] = list(self.items or ())[:n]
-        if self._looks % self.fair_every == 0:
-            return queues
-        return sorted(queues, key=_demand, reverse=True)
-
-
-def _demand(queue: str) -> int:
-    """Count the terms that a queue's name asks for; a plain queue asks for none."""
-    _, named, suffix = queue.partition(":")
-    return suffix.count("+") + 1 if named else 0
-
-
-class _FleetChannel:
+class _FleetChannel(Publishing, Fetching):
     """What our channels add to kombu's, whichever server they speak to."""
 
-    orchestra_fleet = ""
-    orchestra_default_queue = ""
-    orchestra_prefix = "orchestra"
-    orchestra_record_ttl_seconds = 604_800.0
-    queue_order_strategy = "orchestra.transport:ScarceSkillFirst"
-
-    @cached_property
-    def fleet_keys(self) -> Keys:
-        """The fleet's key names, behind kombu's `global_keyprefix` if there is one."""
-        return Keys(self.orchestra_prefix, self.orchestra_fleet, _kombu(self).global_keyprefix)
-
-    @cached_property
-    def _queue_names(self) -> QueueNames:
-        return QueueNames(self.orchestra_fleet, self.orchestra_default_queue)
-
-    @cached_property
-    def script_client(self) -> "Redis":
-        """A client without kombu's key prefixing, since scripts name their keys in full; kept, and thread-safe."""
-        return Redis(connection_pool=_kombu(self).pool)
-
-    def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
-        """Push a message; a task's message takes its record and its queue's registration along."""
-        headers = message.get("headers") or {}
-        if "id" not in headers or "task" not in headers:  # remote control, replies, events
-            super()._put(queue, message, **kwargs)  # type: ignore[misc]  # kombu's channel, by method resolution
-            return
-        keys, args = self._publish_arguments(queue, message, headers)
-        batch, channel = kwargs.get("_publish_batch"), _kombu(self)
-        if batch is None:
-            load_script("publish").run(self.script_client, keys, args)
-        else:
-            batch.add("eval", load_script("publish").source, len(keys), *keys, *args)
-        if queue not in channel._expires:
-            return
-        if batch is None:
-            with channel.conn_or_acquire() as client:
-                channel._maybe_update_queues_expire(client, queue)
-            return
-        for step in channel.priority_steps:
-            batch.add("pexpire", channel._q_for_pri(queue, step), channel._expires[queue])
-
-    def _publish_arguments(
-        self, queue: str, message: dict[str, Any], headers: Mapping[str, Any]
-    ) -> tuple[list[str], list[Argument]]:
-        keys, channel = self.fleet_keys, _kombu(self)
-        step = channel._q_for_pri(queue, channel._get_message_priority(message, reverse=False))
-        eta = headers.get("eta")
-        return (
-            [f"{channel.global_keyprefix}{step}", keys.task(headers["id"]), keys.queues, keys.queues_version],
-            [
-                dumps(message),
-                self._queue_names.suffix(queue) or "",
-                headers["task"],
-                queue,
-                int(headers.get("retries") or 0) + 1,
-                int(self.orchestra_record_ttl_seconds * 1000),
-                f"not before {eta}" if eta else "",
-            ],
-        )
-
-    def hand_on(self, message: Any, queue: CapabilityQueue) -> bool:
-        """
-        Move a message that was delivered here to another queue, in one step with giving up its delivery.
-
-        Returns:
-            False when the delivery was no longer ours, in which case nothing has happened.
-
-        """
-        keys, channel, name = self.fleet_keys, _kombu(self), self._queue_names.name(queue)
-        priority = channel._get_message_priority(message._raw, reverse=False)
-        prefix = channel.global_keyprefix
-        moved = load_script("hand_on").run(
-            self.script_client,
-            [
-                f"{prefix}{channel.unacked_key}",
-                f"{prefix}{channel.unacked_index_key}",
-                f"{prefix}{channel._q_for_pri(name, priority)}",
-                keys.queues,
-                keys.queues_version,
-            ],
-            [message.delivery_tag, dumps(message._raw), queue.suffix],
-        )
-        return bool(moved)
+    queue_order_strategy = "orchestra.queue_order:ScarceSkillFirst"
 
 
-def _kombu(channel: object) -> Any:  # kombu ships no types, and a mix-in doesn't know what it is mixed into
-    return channel
+def _options(theirs: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the options that a channel takes; kombu's switch for acknowledgements isn't one."""
+    return (*(option for option in theirs if option != "ack_emulation"), *OPTIONS)
 
 
-class Channel(_FleetChannel, kombu_redis.Channel):
+class Channel(_FleetChannel, _Channel):  # type: ignore[misc]
     """A channel to one Redis server, by TCP, TLS or a unix socket."""
 
-    from_transport_options = (*kombu_redis.Channel.from_transport_options, *OPTIONS)
+    from_transport_options = _options(_Channel.from_transport_options)
 
 
-class SentinelChannel(_FleetChannel, kombu_redis.SentinelChannel):
+class SentinelChannel(_FleetChannel, _SentinelChannel):  # type: ignore[misc]
     """A channel to the server that Sentinel names."""
 
-    from_transport_options = (*kombu_redis.SentinelChannel.from_transport_options, *OPTIONS)
+    from_transport_options = _options(_SentinelChannel.from_transport_options)
 
 
-class Transport(kombu_redis.Transport):
+class Transport(LeasingTransport, _Transport):  # type: ignore[misc]
     """`redis://`, `rediss://` and `redis+socket://`."""
 
     Channel = Channel
-    brpop_timeout = 0.5  # type: ignore[assignment]  # seconds; a queue that is subscribed to while running is looked into after at most this long
+    recoverable_connection_errors = (*_Transport.connection_errors, *_Transport.channel_errors)
+    recoverable_channel_errors = ()
 
 
-class SentinelTransport(kombu_redis.SentinelTransport):
+class SentinelTransport(LeasingTransport, _SentinelTransport):  # type: ignore[misc]
     """`sentinel://`."""
 
     Channel = SentinelChannel
-    brpop_timeout = 0.5  # type: ignore[assignment]  # seconds, as in Transport
+    recoverable_connection_errors = Transport.recoverable_connection_errors
+    recoverable_channel_errors = ()
 
 
 _OURS: Final[Mapping[str, type[kombu_redis.Transport]]] = {

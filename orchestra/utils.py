@@ -9,7 +9,7 @@ from typing import Final, Generic, TypeVar
 
 import cachetools
 
-__all__ = ["MASK", "TTLCache", "is_secret_name", "mask_fields", "mask_text", "shorten"]
+__all__ = ["MASK", "TTLCache", "error_text", "is_secret_name", "mask_fields", "mask_text", "shorten"]
 
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
@@ -72,6 +72,15 @@ def _masked(value: object) -> object:
             return mask_text(str(value))
         case _:
             return value
+
+
+def error_text(error: BaseException) -> str:
+    """Return an error's class and its words, whatever those are: asking somebody's error for them may raise another."""
+    kind = type(error).__name__
+    try:
+        return f"{kind}: {error}"
+    except Exception as unreadable:  # noqa: BLE001  # it may be of any class
+        return f"{kind}: its text can't be had, for {type(unreadable).__name__}"
 
 
 def shorten(text: str, limit: int) -> str:

@@ -14,9 +14,10 @@ from uuid import UUID
 from pydantic import BaseModel
 
 from orchestra.exceptions import FieldError, PayloadError, ValidationError
+from orchestra.types import Urgency
 from orchestra.utils import shorten
 
-__all__ = ["check_payload", "validate_delay", "validate_task_type", "validate_timeout"]
+__all__ = ["check_payload", "validate_delay", "validate_priority", "validate_task_type", "validate_timeout"]
 
 WEEK_SECONDS: Final = 7 * 86_400.0
 YEAR_SECONDS: Final = 366 * 86_400.0
@@ -74,6 +75,22 @@ def validate_delay(value: object, *, max_seconds: float = YEAR_SECONDS) -> float
     if seconds is None or not 0 <= seconds <= max_seconds:
         raise _refused("delay", "no delay", f"give a number of seconds from 0 to {max_seconds:g}, or None", value)
     return seconds
+
+
+def validate_priority(value: object) -> float | None:
+    """
+    Return a priority of Celery's, of which 0 comes first; None stands for none of the caller's own.
+
+    Numbers beyond 0 and 9 are taken for these, as Celery does.
+
+    Raises:
+        ValidationError: it isn't a number; the message tells of the urgencies, which have names.
+
+    """
+    if value is None or (isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)):
+        return value
+    rule = f"give a number from 0, which comes first, to 9, or an urgency by its name, urgency=: {', '.join(Urgency)}"
+    raise _refused("priority", "no priority", rule, value)
 
 
 def _seconds(value: object) -> float | None:

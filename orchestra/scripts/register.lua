@@ -1,6 +1,7 @@
 -- Write an agent down, with the catalogue of the tasks that it knows and the queues that these ask for.
 -- A name that another live agent holds is refused.
--- KEYS: 1 agents by beat, 2 this agent's hash, 3 the catalogue, 4 the table of queues, 5 that table's version.
+-- KEYS: 1 agents by beat, 2 this agent's hash, 3 the catalogue, 4 the table of queues, 5 that table's version,
+--       6 agents that left, by the time when they did.
 -- ARGV: 1 name, 2 instance, 3 seconds after which a silent agent counts as lost, 4 ttl of the hash in s,
 --       5 number of fields, then field and value ..., number of tasks, then task and entry ..., then queue suffixes.
 local t = redis.call('TIME')
@@ -17,7 +18,10 @@ redis.call('DEL', KEYS[2])
 redis.call('HSET', KEYS[2], 'instance', ARGV[2], 'started', stamp, unpack(ARGV, at, last))
 redis.call('EXPIRE', KEYS[2], ARGV[4])
 redis.call('ZADD', KEYS[1], stamp, ARGV[1])
-redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - tonumber(ARGV[4])) -- agents whose hash has expired
+redis.call('ZREM', KEYS[6], ARGV[1])
+for _, list in ipairs({KEYS[1], KEYS[6]}) do
+  redis.call('ZREMRANGEBYSCORE', list, '-inf', now - tonumber(ARGV[4])) -- agents whose hash has expired
+end
 at = last + 2
 last = last + 1 + 2 * tonumber(ARGV[last + 1])
 for i = at, last, 2 do redis.call('HSET', KEYS[3], ARGV[i], ARGV[i + 1]) end

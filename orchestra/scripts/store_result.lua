@@ -1,17 +1,14 @@
--- Store a task's result as Celery's Redis backend does, and advance the task's record: one step, one round trip.
--- A success that is already there stands, as in Celery: a copy that was delivered twice doesn't overwrite it.
+-- Store a task's result, and advance the task's record: one step, one round trip.
 -- KEYS: 1 the result, 2 the record.
--- ARGV: 1 the encoded result, 2 its ttl in s (0: none), 3 how a stored success begins, then as in advance.lua.
+-- ARGV: 1 the encoded result, 2 its ttl in s (0: none), 3 how a stored success begins, 4 to 10 as in advance.lua, and
+--       where the task's lease ends with its result: 11 how our keys begin, 12 holder, 13 number of the lease, 14 queue,
+--       and where its message becomes a dead letter: 15 the reason and the error, as `condemn` takes them.
+--#include leases
 --#include record
-local past = redis.call('GET', KEYS[1])
-if past and string.sub(past, 1, #ARGV[3]) == ARGV[3] then return 0 end
-if tonumber(ARGV[2]) > 0 then
-  redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])
-else
-  redis.call('SET', KEYS[1], ARGV[1])
+--#include results
+local stored = store_result(KEYS[1], ARGV[1], ARGV[2], ARGV[3], KEYS[2], redis_time(), unpack(ARGV, 4, 10))
+if ARGV[11] then -- last: a command that the server refuses must not cost the message
+  local ending = stored and ARGV[15] and condemn or settle
+  ending(ARGV[11], ARGV[11] .. 'redelivered', ARGV[12], ARGV[13], ARGV[14], ARGV[15])
 end
-redis.call('PUBLISH', KEYS[1], ARGV[1])
-if ARGV[4] ~= '' then
-  advance_record(KEYS[2], redis_time(), ARGV[4], ARGV[5], ARGV[6], ARGV[7], ARGV[8], ARGV[9], ARGV[10])
-end
-return 1
+return stored and 1 or 0

@@ -1,0 +1,470 @@
+"""The short way of an agent whose tasks are short: many begin in one step, run by turns, and end in one step."""
+
+import logging
+import time
+from base64 import b64decode
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from json import loads as loads_plain
+from math import inf
+from threading import Event, Lock, Thread
+from typing import Any, Final
+
+from celery import signals
+from celery.app.task import Context
+from celery.app.trace import LOG_RECEIVED, trace_task
+from celery.exceptions import Reject
+from celery.utils.imports import symbol_by_name
+from celery.worker import state as worker_state
+from celery.worker.request import create_request_cls  # type: ignore[attr-defined]  # newer than the stubs
+from celery.worker.strategy import default as stock_strategy
+from kombu.utils.json import loads
+from redis.exceptions import RedisError
+
+from orchestra.backend import StopBound
+from orchestra.exceptions import AgentOrchestraException
+from orchestra.leases import Lease, LeaseHolder
+from orchestra.logging_utils import get_logger
+from orchestra.patience import Patience
+from orchestra.state import LEGAL
+from orchestra.store import Argument, text_of
+from orchestra.task import OrchestraTask
+from orchestra.types import TaskState
+
+__all__ = ["ExpressLane"]
+
+SLICE_SECONDS: Final = 0.02  # of work between two looks at everything else
+HELD_UP_SECONDS: Final = 0.05  # that a task may hold up what is behind it
+_BODY_PARTS: Final = 3
+_KNOWN_HEADERS: Final = frozenset({*vars(Context), "lang", "task", "argsrepr", "kwargsrepr", "compression"})
+_JSON: Final = "application/json"
+_CELERY_LOGGER: Final = logging.getLogger("celery.worker.strategy")
+
+log = get_logger(__name__)
+
+
+@dataclass(slots=True, eq=False)
+class _Ride:
+    """One message on the short way; `result` is what is kept of its success, under the key that is with it."""
+
+    channel: Any  # Fetching
+    lease: Lease
+    payload: Mapping[str, Any]
+    task: OrchestraTask[..., Any]
+    args: Any
+    kwargs: Any
+    embed: Mapping[str, Any]
+    result: tuple[str, str] = ("", "")
+    kept: bool = False
+    seconds: float = 0.0
+
+    @property
+    def task_id(self) -> str:
+        return str(self.payload["headers"]["id"])
+
+    @property
+    def attempt(self) -> int:
+        return int(self.payload["headers"].get("retries") or 0) + 1
+
+
+@dataclass(slots=True)
+class _Slice:
+    """What has begun and has not run yet, what has run and isn't told, and since when something has been running."""
+
+    rest: deque[_Ride] = field(default_factory=deque)
+    done: list[_Ride] = field(default_factory=list)
+    since: float = inf
+    lock: Lock = field(default_factory=Lock)
+
+
+class ExpressLane:
+    """
+    The short way from messages to user code and back, in the thread of the consumer.
+
+    A slice of messages begins by one script, which is what says that their tasks are ours to run; their results, their
+    records and the ends of their leases follow by another one. In between no task has cost a round trip. What isn't
+    plain takes Celery's own way: `counts` tells how many took which.
+
+    A task that takes longer than expected holds up what has begun with it. A thread sees that, tells the results that
+    wait, and has the others go back to their queues; one that holds Python's lock holds up that thread as well.
+    """
+
+    def __init__(self, consumer: Any) -> None:  # OrchestraConsumer
+        self.counts: Counter[str] = Counter()
+        self._consumer = consumer
+        self._app = consumer.app
+        self._holder: LeaseHolder = consumer.controller.lease_holder
+        self._pending: deque[_Ride] = deque()
+        self._slice = _Slice()
+        self._means: dict[str, float] = {}
+        self._scheduled = False
+        self._ended = Event()
+        self._watch = Thread(target=self._watch_slices, name="express-watch", daemon=True)
+        self._reasons = {name: _reason_against(task, self._app) for name, task in self._app.tasks.items()}
+        self._watch.start()
+
+    # ── from the transport ──
+
+    @property
+    def waiting(self) -> int:
+        """How many messages wait here, leased and not begun."""
+        return len(self._pending)
+
+    def take(self, channel: Any, payload: Mapping[str, Any], lease: Lease) -> bool:
+        """Take a message, unless it isn't plain; tell whether it was taken."""
+        reason = self._reason(payload)
+        ride = None if reason else self._ride(channel, payload, lease)
+        if ride is None:
+            self.counts[reason or "body"] += 1
+            self.work_off()  # what came before it is to run before it
+            return False
+        self.counts["express"] += 1
+        self._pending.append(ride)
+        self._schedule()
+        return True
+
+    def forget(self, numbers: set[int]) -> None:
+        """Let go of messages whose leases were given back."""
+        self._pending = deque(ride for ride in self._pending if ride.lease.number not in numbers)
+
+    def _reason(self, payload: Mapping[str, Any]) -> str:
+        """Return why a message takes Celery's own way; '' when it needn't."""
+        headers, name = payload["headers"], payload["headers"].get("task")
+        known = self._reasons.get(name, "unknown")
+        if known:
+            return known
+        if payload.get("content-type") != _JSON or payload["properties"].get("body_encoding") != "base64":
+            return "encoding"
+        against = {
+            "expires": headers.get("expires"),
+            "compression": headers.get("compression"),
+            "stamps": headers.get("stamped_headers") or worker_state.revoked_stamps,
+            "id": not isinstance(headers.get("id"), str),
+            "revoked": headers.get("id") in worker_state.revoked,
+            "rate limit": self._consumer.task_buckets.get(name) is not None,
+            "signal": signals.task_received.receivers,
+        }
+        return next((reason for reason, holds in against.items() if holds), "")
+
+    def _ride(self, channel: Any, payload: Mapping[str, Any], lease: Lease) -> _Ride | None:
+        try:
+            body = b64decode(payload["body"])
+            args, kwargs, embed = (loads if b'"__type__"' in body else loads_plain)(body)
+        except (ValueError, TypeError):  # Celery's way knows what to make of it
+            return None
+        if not (isinstance(args, list) and isinstance(kwargs, dict) and isinstance(embed, dict)):
+            return None
+        return _Ride(channel, lease, payload, self._app.tasks[payload["headers"]["task"]], args, kwargs, embed)
+
+    # ── work ──
+
+    def _schedule(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            self._consumer.hub.call_later(0, self._work)
+
+    def _work(self) -> None:
+        self._scheduled = False
+        self._work_slice()
+        if self._pending:
+            self._schedule()
+
+    def work_off(self) -> None:
+        """Run all that waits here."""
+        while self._pending:
+            self._work_slice()
+
+    def _work_slice(self) -> None:
+        """Run as much as takes the time of a slice, as far as is known."""
+        if self._holder.stopping():
+            self._pending.clear()  # what has not begun goes back with all that the agent has
+            return
+        begun = self._begun(self._next_slice())
+        self._slice.rest.extend(begun)
+        try:
+            while (ride := self._next()) is not None:
+                self._run(ride)
+        finally:
+            self._slice.since = inf
+            self._give_back(self._taken_rest())
+            self._tell(self._taken_done())
+
+    def _next_slice(self) -> list[_Ride]:
+        """Take tasks off those that wait: of a kind that is new here one, and no more than fit into a slice's time."""
+        chosen: list[_Ride] = []
+        seconds = 0.0
+        while self._pending:
+            mean = self._means.get(self._pending[0].task.name, SLICE_SECONDS)
+            if chosen and seconds + mean > SLICE_SECONDS:
+                break
+            seconds += mean
+            chosen.append(self._pending.popleft())
+        return chosen
+
+    def _begun(self, chosen: Sequence[_Ride]) -> list[_Ride]:
+        """Begin tasks; return those that are ours to run."""
+        if not chosen:
+            return []
+        self._holder.began()
+        keys, settings = self._app.store.keys, self._app.settings
+        words: list[Argument] = []
+        for ride in chosen:
+            words += (
+                ride.lease.number,
+                ride.lease.queue,
+                ride.task_id,
+                ride.attempt,
+                ride.task.name,
+                self._counting(ride),
+            )
+        try:
+            verdicts = self._app.store.run(
+                "begin_many",
+                [keys.leases(self._holder.name)],
+                [
+                    *(keys.base, self._holder.name, self._consumer.hostname, _left_for(TaskState.RUNNING)),
+                    *(int(settings.state_ttl_seconds * 1000), *words),
+                ],
+            )
+        except AgentOrchestraException as error:
+            log.warning("tasks not begun", tasks=len(chosen), error=str(error))
+            for ride in reversed(chosen):
+                self._holder.say("return", ride.lease)
+            return []
+        return [
+            ride for ride, verdict in zip(chosen, map(text_of, verdicts), strict=True) if self._is_ours(ride, verdict)
+        ]
+
+    def _counting(self, ride: _Ride) -> str:
+        budget = None if ride.attempt > 1 else ride.task.retry_policy.budget
+        return "" if budget is None else str(self._app.retry_budgets.counting(ride.task.name, budget))
+
+    def _is_ours(self, ride: _Ride, verdict: str) -> bool:
+        """Tell whether a task may run; one that was cancelled, or has ended, takes the way on which that is told."""
+        if verdict == TaskState.RUNNING:
+            return True
+        if verdict == "moved":
+            log.info("task skipped", task_id=ride.task_id, reason="another agent has it")
+        else:
+            self._send_to_stock_way(ride)
+        return False
+
+    def _next(self) -> _Ride | None:
+        with self._slice.lock:
+            if not self._slice.rest or self._holder.stopping():
+                return None
+            self._slice.since = time.monotonic()
+            return self._slice.rest.popleft()
+
+    def _taken_rest(self) -> list[_Ride]:
+        with self._slice.lock:
+            rest, self._slice.rest = list(self._slice.rest), deque()
+        return rest
+
+    def _taken_done(self) -> list[_Ride]:
+        with self._slice.lock:
+            done, self._slice.done = self._slice.done, []
+        return done
+
+    # ── one task ──
+
+    def _run(self, ride: _Ride) -> None:
+        headers = ride.payload["headers"]
+        worker_state.total_count[ride.task.name] += 1
+        worker_state.all_total_count[0] += 1
+        self._tell_of_begin(ride)
+        traced, info, seconds, text = trace_task(
+            ride.task, headers["id"], ride.args, ride.kwargs, self._request(ride), app=self._app
+        )
+        ride.seconds = seconds or 0.0
+        self._note(ride)
+        if info:
+            self._request_of(ride).on_success((1, traced, seconds))
+            return
+        if not ride.kept:  # stored by the backend's own way, as a part of a chord is
+            self._request_of(ride).on_success((0, text, seconds))
+        elif self._sends_events:
+            self._consumer.event_dispatcher.send("task-succeeded", uuid=headers["id"], result=text, runtime=seconds)
+
+    def _request(self, ride: _Ride) -> dict[str, Any]:
+        """Return what Celery makes a task's request of."""
+        headers, properties = ride.payload["headers"], ride.payload["properties"]
+        return {
+            **headers,
+            **ride.embed,
+            "args": ride.args,
+            "kwargs": ride.kwargs,
+            "hostname": self._consumer.hostname,
+            "is_eager": False,
+            "properties": properties,
+            "reply_to": properties.get("reply_to"),
+            "correlation_id": properties.get("correlation_id"),
+            "delivery_info": {
+                **properties["delivery_info"],
+                "priority": properties.get("priority"),
+                "redelivered": False,
+            },
+            "headers": {name: value for name, value in headers.items() if name not in _KNOWN_HEADERS},
+            "has_begun": True,
+            "keep_success": lambda key, encoded: self._keep(ride, key, encoded),
+        }
+
+    def _keep(self, ride: _Ride, key: str, encoded: str) -> None:
+        """Keep a success, to be told with others."""
+        ride.result, ride.kept = (key, encoded), True
+        with self._slice.lock:
+            self._slice.done.append(ride)
+
+    def _note(self, ride: _Ride) -> None:
+        mean = self._means.get(ride.task.name)
+        self._means[ride.task.name] = ride.seconds if mean is None else max(mean + (ride.seconds - mean) / 8, 1e-5)
+        self._holder.pace.note(ride.seconds, ride.lease.queue)
+
+    def _request_of(self, ride: _Ride) -> Any:  # OrchestraRequest
+        """Return the request that Celery's own way would have made, to answer what isn't a plain success."""
+        message = ride.channel.Message(ride.payload, channel=ride.channel)
+        ride.channel.qos.append(message, message.delivery_tag)
+        eventer = self._consumer.event_dispatcher
+        made = create_request_cls(
+            symbol_by_name(ride.task.Request),
+            ride.task,
+            self._consumer.pool,
+            self._consumer.hostname,
+            eventer,
+            app=self._app,
+        )
+        return made(
+            message,
+            on_ack=message.ack_log_error,
+            on_reject=message.reject_log_error,
+            app=self._app,
+            hostname=self._consumer.hostname,
+            eventer=eventer,
+            task=ride.task,
+            connection_errors=self._consumer.connection_errors,
+            body=message.body,
+            headers=message.headers,
+            decoded=False,
+        )
+
+    def _send_to_stock_way(self, ride: _Ride) -> None:
+        message = ride.channel.Message(ride.payload, channel=ride.channel)
+        ride.channel.qos.append(message, message.delivery_tag)
+        self._consumer.handle_message(message)
+
+    # ── events and logs ──
+
+    @property
+    def _sends_events(self) -> bool:
+        eventer = self._consumer.event_dispatcher
+        return bool(eventer and eventer.enabled and (not eventer.groups or "task" in eventer.groups))
+
+    def _tell_of_begin(self, ride: _Ride) -> None:
+        """Tell of a task what Celery's own way tells before it runs."""
+        headers = ride.payload["headers"]
+        if _CELERY_LOGGER.isEnabledFor(logging.INFO):
+            names = {"id": headers["id"], "name": ride.task.name, "eta": None}
+            context = {**names, "args": headers.get("argsrepr"), "kwargs": headers.get("kwargsrepr")}
+            _CELERY_LOGGER.info(LOG_RECEIVED, context, extra={"data": context})
+        if not (self._sends_events and ride.task.send_events):
+            return
+        send = self._consumer.event_dispatcher.send
+        send(
+            "task-received",
+            uuid=headers["id"],
+            name=ride.task.name,
+            args=headers.get("argsrepr"),
+            kwargs=headers.get("kwargsrepr"),
+            root_id=headers.get("root_id"),
+            parent_id=headers.get("parent_id"),
+            retries=headers.get("retries") or 0,
+            eta=headers.get("eta"),
+            expires=None,
+        )
+        send("task-started", uuid=headers["id"])
+
+    # ── ends ──
+
+    def _tell(self, done: Sequence[_Ride]) -> None:
+        """Store what has succeeded, however long Redis is away; an agent that has to stop has it run again."""
+        if not done:
+            return
+        patience = Patience(inf, told=StopBound(self._app.settings.connect_timeout_seconds), until_taken=True)
+        try:
+            patience.insist(lambda: self._tell_once(done))
+        except Reject:
+            for ride in done:
+                self._holder.say("release", ride.lease)
+
+    def _tell_once(self, done: Sequence[_Ride]) -> None:
+        keys, settings, backend = self._app.store.keys, self._app.settings, self._app.backend
+        words: list[Argument] = []
+        for ride in done:
+            words += (ride.lease.number, ride.lease.queue, ride.task_id, ride.attempt, ride.task.name, *ride.result)
+        self._app.store.run(
+            "finish_many",
+            [keys.redelivered],
+            [
+                *(keys.base, self._holder.name, self._consumer.hostname, _left_for(TaskState.SUCCEEDED)),
+                *(int(settings.state_ttl_seconds * 1000), int(backend.expires or 0), backend.success_prefix, *words),
+            ],
+        )
+
+    def _give_back(self, rest: Sequence[_Ride]) -> None:
+        """Give back what had begun and wasn't run."""
+        if not rest:
+            return
+        words: list[Argument] = []
+        for ride in reversed(rest):
+            words += (ride.lease.number, ride.lease.queue, ride.task_id, ride.attempt)
+        ttl_ms = int(self._app.settings.state_ttl_seconds * 1000)
+        try:
+            self._app.store.run("unbegin_many", [], [self._app.store.keys.base, self._holder.name, ttl_ms, *words])
+        except AgentOrchestraException as error:
+            log.info("tasks not given back", tasks=len(rest), error=str(error), then="with the next news")
+            for ride in reversed(rest):
+                self._holder.say("return", ride.lease)
+
+    # ── the thread beside ──
+
+    def _watch_slices(self) -> None:
+        while not self._ended.wait(HELD_UP_SECONDS):
+            if time.monotonic() - self._slice.since > HELD_UP_SECONDS:
+                self._relieve()
+
+    def _relieve(self) -> None:
+        """Take what a long task holds up off its hands."""
+        rest, done = self._taken_rest(), self._taken_done()
+        self._give_back(rest)
+        if not done:
+            return
+        try:
+            self._tell_once(done)
+        except (AgentOrchestraException, RedisError, OSError) as error:
+            log.info("results wait", tasks=len(done), error=str(error))
+            with self._slice.lock:
+                self._slice.done[:0] = done
+
+    def stop(self) -> None:
+        """Let go of what waits here, and end the thread."""
+        self._pending.clear()
+        self._ended.set()
+
+
+def _reason_against(task: Any, app: Any) -> str:
+    """Return why a task never takes the short way; '' when it may."""
+    if not isinstance(task, OrchestraTask) or type(task).__call__ is not OrchestraTask.__call__:
+        return "own __call__"
+    against = {
+        "own strategy": symbol_by_name(task.Strategy) is not stock_strategy,
+        "at most once": not task.acks_late,
+        "breaker": task.guard is not None,
+        "track_started": task.track_started,
+        "deduplicated": app.conf.worker_deduplicate_successful_tasks,
+    }
+    return next((reason for reason, holds in against.items() if holds), "")
+
+
+def _left_for(state: TaskState) -> str:
+    return f" {' '.join('-' if one is None else one.value for one in LEGAL[state])} "

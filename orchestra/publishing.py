@@ -1,0 +1,301 @@
+"""How a message is sent: a task's message, its record and its queue's registration are written in one step."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Self
+from uuid import uuid4
+
+from kombu.exceptions import BatchPublishError  # type: ignore[attr-defined]  # newer than the stubs
+from kombu.transport import redis as kombu_redis
+from kombu.utils.json import dumps
+from redis.exceptions import AuthenticationError, BusyLoadingError, NoScriptError, ReadOnlyError, ResponseError
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from orchestra.channel import FleetChannel, kombu_of
+from orchestra.claims import Claim, Standing
+from orchestra.delays import due_at
+from orchestra.followers import Follower
+from orchestra.patience import Patience, is_loss
+from orchestra.store import Argument, load_script, text_of
+from orchestra.unroutable import FALLBACK_HEADER
+
+__all__ = ["LostBatchError", "PublishId", "Publishing", "UnconfirmedError"]
+
+_FALLBACK: Final = "fallback, as nobody could run "
+_Call = list[Argument]  # the keys and arguments of one run of the script, their number first
+_WAIT_SHARE = 0.3  # of the patience is one wait for replicas; a reply that never comes ends the attempt at half of it
+
+
+class PublishId(str):  # noqa: SLOT000  # it has an attribute
+    """
+    Names one publish, however often it is attempted; it travels as the message's delivery tag.
+
+    It is a type of its own to be told from a tag that was read from a message: who sends that on publishes anew.
+    """
+
+    unanswered = False  # whether an attempt was sent to a server that didn't say what came of it
+    claim: Claim | None = None  # what its task claims
+    result: Any = None  # Celery's handle of the task, which has its id set right
+    standing: Standing | None = None  # the task that was there already, instead of which nothing was published
+    patience: Patience | None = None  # None leaves a loss to kombu
+    was_noted = False  # whether the task follows another one, whose publish noted that
+    followers: tuple[Follower, ...] = ()  # what follows the task
+    replicas = 0  # how many have to have the message before the publish counts as done
+
+    @classmethod
+    def new(cls, patience: Patience | None = None) -> Self:
+        """Return an id that nothing has had."""
+        made = cls(uuid4())
+        made.patience = patience
+        return made
+
+    def learn(self, reply: object) -> None:
+        """Take in what the script has answered."""
+        if isinstance(reply, list):
+            task_id, same = reply
+            self.standing = Standing(text_of(task_id), bool(same))
+            self.hand_over()
+
+    def hand_over(self, result: Any = None) -> None:
+        """Have a handle be that of the task which was there already, now or once that is known."""
+        self.result = result or self.result
+        if self.standing is not None and self.result is not None:
+            self.result.id, self.result.standing = self.standing.task_id, self.standing
+
+
+class UnconfirmedError(RedisConnectionError):
+    """The server has a message, and too few of its replicas do; a repetition enqueues it once, on whoever is master."""
+
+
+class LostBatchError(BatchPublishError):  # type: ignore[misc]  # newer than the stubs
+    """A batch couldn't be sent; `may_be_enqueued` tells whether a part of it may have been, or has been."""
+
+    may_be_enqueued = False
+
+
+class Publishing(FleetChannel):
+    """The sending half of a channel."""
+
+    def _inplace_augment_message(self, message: dict[str, Any], exchange: str, routing_key: str) -> None:
+        """Complete a message; one that is published again after a loss, with the same properties, keeps its id."""
+        given = message["properties"].get("delivery_tag")
+        super()._inplace_augment_message(message, exchange, routing_key)  # type: ignore[misc]  # kombu's channel, by method resolution
+        message["properties"]["delivery_tag"] = given if isinstance(given, PublishId) else PublishId.new()
+
+    def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
+        """Push a message; a task's message takes its record and its queue's registration along."""
+        headers = message.get("headers") or {}
+        if "id" not in headers or "task" not in headers:  # remote control, replies, events
+            super()._put(queue, message, **kwargs)  # type: ignore[misc]  # kombu's channel, by method resolution
+            return
+        if kombu_of(self).connection is None:  # kombu closed the channel when it declared the queue on a new connection
+            raise RedisConnectionError("the channel was closed")  # which has kombu publish on the new one's
+        tag = message["properties"].get("delivery_tag")
+        publish_id = tag if isinstance(tag, PublishId) else PublishId()  # without one nothing is taken for a repeat
+        call = self._call(queue, message, headers, publish_id)
+        batch, channel = kwargs.get("_publish_batch"), kombu_of(self)
+        if batch is not None:
+            batch.take(call, publish_id)
+        elif publish_id.patience is None or self._has_other_servers:
+            self._publish([call], [publish_id])
+        else:
+            publish_id.patience.insist(lambda: self._publish([call], [publish_id]))
+        if queue not in channel._expires:
+            return
+        if batch is None:
+            with channel.conn_or_acquire() as client:
+                channel._maybe_update_queues_expire(client, queue)
+            return
+        for step in channel.priority_steps:
+            batch.add("pexpire", channel._q_for_pri(queue, step), channel._expires[queue])
+
+    def _publish(self, calls: Sequence[_Call], ids: Sequence[PublishId]) -> None:
+        """Publish messages in one round trip; three waits for replicas fit into our patience."""
+        _publish(kombu_of(self).pool, calls, ids, wait_seconds=self.orchestra_patience_seconds * _WAIT_SHARE)
+
+    @property
+    def _has_other_servers(self) -> bool:
+        """Whether kombu has another server to turn to; one behind Sentinel is found by its connections themselves."""
+        link = kombu_of(self).connection.client
+        return len(link.alt) > 1 and link.transport_cls != "sentinel"
+
+    def _call(self, queue: str, message: dict[str, Any], headers: Mapping[str, Any], publish_id: PublishId) -> _Call:
+        keys, channel = self.fleet_keys, kombu_of(self)
+        step = channel._q_for_pri(queue, channel._get_message_priority(message, reverse=False))
+        due = due_at(headers)
+        return [
+            5,
+            f"{channel.global_keyprefix}{step}",
+            keys.task(headers["id"]),
+            keys.queues,
+            keys.queues_version,
+            keys.due,
+            dumps(message),
+            self._queue_names.suffix(queue) or "",
+            headers["task"],
+            queue,
+            int(headers.get("retries") or 0) + 1,
+            int(self.orchestra_record_ttl_seconds * 1000),
+            _note(headers, delayed=due is not None),
+            keys.base,
+            publish_id,
+            "" if due is None else f"{due:.6f}",
+            headers["id"] if publish_id.was_noted else "",
+            int(bool(headers.get("requires"))),
+            publish_id.claim.packed if publish_id.claim else "",
+            *(word for one in publish_id.followers for word in (one.task_id, one.name, one.after, one.link)),
+        ]
+
+    def create_publish_batch(self, max_size: int) -> "_Batch":
+        """Return a batch for a `Producer.batch()`."""
+        return _Batch(self, max_size)
+
+
+_PublishBatch: Any = kombu_redis.PublishBatch  # type: ignore[attr-defined]  # newer than the stubs
+
+
+class _Batch(_PublishBatch):  # type: ignore[misc]
+    """kombu's batch, which sends task messages by our script; since that may run twice, a flush is tried again."""
+
+    def __init__(self, channel: Any, max_size: int) -> None:
+        super().__init__(channel, max_size)
+        self._calls: list[_Call] = []
+        self._ids: list[PublishId] = []
+        self._sent = False  # whether a flush has succeeded
+
+    def take(self, call: _Call, publish_id: PublishId) -> None:
+        """Take the call of one message, to be sent with the next flush."""
+        self._calls.append(call)
+        self._ids.append(publish_id)
+
+    def publish(self, message: dict[str, Any], **kwargs: Any) -> Any:  # what kombu's returns
+        """Take a message, and flush what is enough for a round trip."""
+        result = super().publish(message, **kwargs)
+        if len(self._calls) >= self.max_size:
+            self.flush()
+        return result
+
+    def flush(self) -> None:
+        """
+        Send what was taken, in one round trip.
+
+        Raises:
+            LostBatchError: the server couldn't be reached for as long as a submission may take, or refused a message.
+
+        """
+        self._check_usable()
+        calls, self._calls = self._calls, []
+        ids, self._ids = self._ids, []
+        if calls:
+            try:
+                Patience(self.channel.orchestra_patience_seconds).insist(lambda: self.channel._publish(calls, ids))
+            except Exception as error:
+                self._failed = self._lost(error, ids)
+                raise self._failed from error
+            self._sent = True
+        super().flush()
+
+    def _lost(self, error: Exception, ids: Sequence[PublishId]) -> LostBatchError:
+        self.pipeline.reset()
+        lost = LostBatchError(f"A batch of messages was not sent: {error}")
+        lost.may_be_enqueued = self._sent or isinstance(error, ResponseError) or any(one.unanswered for one in ids)
+        return lost
+
+    def discard(self) -> None:
+        """Forget what was taken and not sent."""
+        self._calls, self._ids = [], []
+        super().discard()
+
+
+def _note(headers: Mapping[str, Any], *, delayed: bool) -> str:
+    """Return what the record is to tell of a publish: until when it waits, and that it isn't where it belongs."""
+    note = f"not before {headers['eta']}" if delayed else ""
+    if FALLBACK_HEADER not in headers:
+        return note
+    return f"{note}; {_FALLBACK}{headers[FALLBACK_HEADER]}" if note else f"{_FALLBACK}{headers[FALLBACK_HEADER]}"
+
+
+# ── what is said to the server ──
+# By redis-py's connections rather than its client, which doesn't tell whether a command was sent before it failed.
+# Nor is an idle connection asked for its health first: a message that goes into a dead one is sent again.
+
+
+def _publish(pool: Any, calls: Sequence[_Call], ids: Sequence[PublishId], *, wait_seconds: float) -> None:
+    """
+    Publish messages in one round trip; where the server doesn't know the script, one more takes it along once.
+
+    Where replicas are to confirm, the wait for them rides along behind the last message.
+    """
+    script = load_script("publish")
+    replicas = max((one.replicas for one in ids), default=0)
+    commands: list[_Call] = [["EVALSHA", script.sha, *call] for call in calls]
+    if replicas:
+        commands.append(["WAIT", replicas, round(wait_seconds * 1000)])
+    replies = _exchange(pool, commands, ids)
+    if any(isinstance(reply, NoScriptError) for reply in replies):
+        replies = _exchange(pool, [["SCRIPT", "LOAD", script.source], *commands], ids)[1:]
+    for reply, publish_id in zip(replies, ids, strict=False):  # one more where replicas were waited for
+        publish_id.learn(reply)
+    _raise_refusal(replies[: len(calls)])
+    if replicas:
+        _check_confirmed(replies[-1], replicas, ids)
+
+
+def _exchange(pool: Any, commands: Sequence[_Call], ids: Sequence[PublishId]) -> list[Any]:
+    """Send commands and return their replies, refusals among them; ids whose replies don't come are marked."""
+    connection = pool.get_connection()  # a failure here sent nothing
+    try:
+        # A failure of this one neither: what isn't sent to its last byte is never run.
+        connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+        try:
+            replies = [_reply(connection) for _ in commands]
+        except (AuthenticationError, BusyLoadingError):  # which are answers
+            raise
+        except BaseException:
+            for one in ids:
+                one.unanswered = True
+            raise
+    except BaseException:
+        connection.disconnect()  # with replies that nobody has read
+        raise
+    else:
+        if any(is_loss(reply) for reply in replies) or _lacks_replicas(commands[-1], replies[-1]):
+            connection.disconnect()  # in a failover its address may lead elsewhere by now
+        return replies
+    finally:
+        pool.release(connection)
+
+
+def _reply(connection: Any) -> Any:  # what the command returns, or its refusal
+    try:
+        return connection.read_response()
+    except ResponseError as error:
+        return error
+    except RedisConnectionError as error:
+        if isinstance(error.__context__, ReadOnlyError):  # redis-py's word for it behind Sentinel
+            return error.__context__
+        raise
+
+
+def _raise_refusal(replies: Sequence[Any]) -> None:
+    """Raise the first error among replies; one that may pass as the loss of the connection, which kombu repeats."""
+    for reply in replies:
+        if is_loss(reply) or isinstance(reply, NoScriptError):
+            raise RedisConnectionError(str(reply)) from reply
+        if isinstance(reply, Exception):
+            raise reply
+
+
+def _lacks_replicas(command: _Call, reply: Any) -> bool:
+    return command[0] == "WAIT" and isinstance(reply, int) and reply < int(command[1])
+
+
+def _check_confirmed(reply: Any, replicas: int, ids: Sequence[PublishId]) -> None:
+    """Raise unless enough replicas have what was published; what became of it is as open as without any answer."""
+    if isinstance(reply, int) and reply >= replicas:
+        return
+    for one in ids:
+        one.unanswered = True
+    if isinstance(reply, Exception):
+        raise reply
+    message = f"{reply} of {replicas} {'replica' if replicas == 1 else 'replicas'} confirmed the message in time"
+    raise UnconfirmedError(message)
