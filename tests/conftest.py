@@ -1,6 +1,7 @@
 """What every test may ask for: a private server, a clean database, and hypothesis set for here or for CI."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,9 @@ from orchestra.embedded import EmbeddedServer
 settings.register_profile("here", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") == "true" else "here")
+
+# A shell starts what runs in the background with Ctrl-C ignored, and so it would be for every process of a test.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

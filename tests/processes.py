@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["alive", "processes_of_group", "processes_within", "until"]
+__all__ = ["alive", "processes_of_group", "processes_within", "stopped", "until"]
 
 
 def until(condition: Callable[[], object], *, seconds: float = 30.0) -> None:
@@ -20,6 +20,11 @@ def until(condition: Callable[[], object], *, seconds: float = 30.0) -> None:
 def alive(pid: int | None) -> bool:
     """Tell whether a process runs; one that ended and wasn't fetched by its parent does not."""
     return pid is not None and _stat(pid)[0] not in {"", "Z", "X"}
+
+
+def stopped(pid: int) -> bool:
+    """Tell whether a process is held by SIGSTOP, which takes effect some time after it was sent."""
+    return _stat(pid)[0] == "T"
 
 
 def processes_of_group(leader: int) -> list[int]:

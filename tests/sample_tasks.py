@@ -76,6 +76,14 @@ def _declare_more(app: Any) -> None:
     def never() -> int:
         return FAILURES.next()
 
+    @app.task(name="t.endless", retry_on=KeyError, max_retries=None, backoff=AT_ONCE, shared=False)
+    def endless() -> int:
+        return FAILURES.next()
+
+    @app.task(name="t.once", max_attempts=3, acks_late=False, backoff=AT_ONCE, shared=False)
+    def once() -> int:
+        return FAILURES.next()
+
     @app.task(name="t.hand", bind=True, shared=False)
     def hand(self: Any, number: int = 0) -> list[Any]:
         if self.request.retries < 2:

@@ -8,6 +8,7 @@ from redis import Redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from orchestra.claims import Claim
 from orchestra.queues import QueueNames
 from orchestra.registry import AgentRegistry, CatalogueEntry
 from orchestra.state import StateManager
@@ -57,13 +58,18 @@ def publish(
     attempt: int = 1,
     ttl_ms: int = 60_000,
     note: str = "",
-) -> None:
-    """Publish a task as the transport does, by its script."""
+    publish_id: str = "",
+    due: str = "",
+    chosen: bool = False,
+    claim: Claim | None = None,
+) -> Any:
+    """Publish a task as the transport does, by its script; return what that returns."""
     keys = store.keys
-    store.run(
+    claimed = claim.packed if claim else ""
+    return store.run(
         "publish",
-        [queue, keys.task(task_id), keys.queues, keys.queues_version],
-        [message, suffix, name, queue, attempt, ttl_ms, note],
+        [queue, keys.task(task_id), keys.queues, keys.queues_version, keys.due],
+        [message, suffix, name, queue, attempt, ttl_ms, note, keys.base, publish_id, due, "", int(chosen), claimed],
     )
 
 

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from celery.bootsteps import RUN  # type: ignore[attr-defined]  # celery-types leaves it out
 from celery.concurrency.solo import TaskPool
 from celery.exceptions import NotRegistered, WorkerShutdown
 from redis import Redis
@@ -17,6 +18,7 @@ from redis import Redis
 from orchestra.agent import Agent, AgentManager, AgentStep, CapabilityStep, _fail, _sweep_of
 from orchestra.capabilities import CapabilitySet, Requirement
 from orchestra.exceptions import ConfigurationError, ValidationError
+from orchestra.leases import LeaseHolder
 from orchestra.subscription import Subscription, needed_queues
 from orchestra.sweep import Buried
 from orchestra.types import TaskState
@@ -130,7 +132,7 @@ class TestQueues:
 def _worker(app: Any, capabilities: str | None) -> Any:
     """Take a worker's first step."""
     app.finalize()
-    worker = SimpleNamespace(app=app)
+    worker = SimpleNamespace(app=app, hostname="a@test", pool_cls=TaskPool)
     CapabilityStep(worker, capabilities=capabilities)
     return worker
 
@@ -215,7 +217,7 @@ class TestMembership:
 
             with pytest.raises(WorkerShutdown):
                 step.start(_consumer(app, "twin@test"))
-            step.stop(None)
+            step.stop(_consumer(app, "twin@test"))
         assert "An agent named twin@test is alive on" in caplog.text
 
     def test_a_lost_redis(self) -> None:
@@ -252,8 +254,17 @@ def _drain(connection: Any) -> bool:
 def _consumer(app: Any, name: str) -> Any:
     """Return what an agent's last step asks of Celery's consumer."""
     can = CapabilitySet.parse("nlp")
-    worker = SimpleNamespace(capabilities=can, subscription=Subscription(app, can), pool_cls=TaskPool, concurrency=1)
+    worker = SimpleNamespace(
+        capabilities=can,
+        subscription=Subscription(app, can),
+        pool_cls=TaskPool,
+        concurrency=1,
+        hub=None,
+        semaphore=None,
+        lease_holder=LeaseHolder(agent=name),
+    )
     return SimpleNamespace(
+        blueprint=SimpleNamespace(state=RUN),
         app=app,
         hostname=name,
         controller=worker,
@@ -283,7 +294,7 @@ class TestAgentManager:
             assert 2 == len(manager.capable_of(Requirement.parse("!gpu")))
 
     def test_lost_agents(self, app: Any) -> None:
-        """An agent that was silent for three beats isn't alive, but is remembered."""
+        """An agent that was silent for five beats isn't alive, but is remembered."""
         app.registry.register("lost@test", "1", about=_ABOUT, tasks={}, queues=[])
         manager = AgentManager(app)
 
@@ -343,6 +354,6 @@ class TestSweep:
         """An agent tidies up with the app's own names and bounds; what is young stays."""
         app.send_task("shop.gone", requires="gpu")
 
-        _sweep_of(app).run()
+        _sweep_of(app)()
 
         assert {"gpu"} == set(app.registry.queues())

@@ -50,6 +50,17 @@ class TestConnection:
         assert isinstance(app.amqp.queues, OrchestraQueues)
 
 
+class TestMessages:
+    def test_nothing_is_its_own_parent(self, app: Any) -> None:
+        """A retry is sent from within its own task, which isn't its parent; another one's is."""
+        alone, child = (
+            app.amqp.create_task_message("1", "t", create_sent_event=True, parent_id=parent) for parent in ("1", "2")
+        )
+
+        assert (None, None) == (alone.headers["parent_id"], alone.sent_event["parent_id"])
+        assert ("2", "2") == (child.headers["parent_id"], child.sent_event["parent_id"])
+
+
 class TestQueues:
     def test_a_fleets_queue_has_no_exchange(self, app: Any) -> None:
         """A message goes through the default exchange straight to its queue."""

@@ -1,5 +1,6 @@
 """How an app sends: every way is routed, given its urgency, checked, and told plainly when it fails."""
 
+import re
 from base64 import b64decode
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -195,6 +196,50 @@ class TestUrgency:
         with pytest.raises(ValidationError, match="urgency= or priority=, not both"):
             app.tasks["shop.index"].apply_async(urgency="high", priority=3)
 
+    @pytest.mark.parametrize(
+        ("options", "words"),
+        [
+            ({"urgency": "asap"}, "'asap' is no urgency; give one of: critical, high, normal, low"),
+            ({"urgency": 3}, "3 is no urgency"),
+            ({"priority": "high"}, "'high' is no priority: give a number from 0"),
+            ({"priority": "3"}, "'3' is no priority"),
+            ({"priority": True}, "True is no priority"),
+            ({"priority": float("nan")}, "nan is no priority"),
+            ({"priority": [3]}, "urgency=: critical, high, normal, low"),
+        ],
+    )
+    def test_nonsense_is_refused_by_every_way(
+        self, app: Any, client: Redis, options: dict[str, Any], words: str
+    ) -> None:
+        """An unknown name, and a priority that is no number, raise where the call is made, and Redis isn't touched."""
+        index = app.tasks["shop.index"]
+        for send in (
+            lambda: index.apply_async(**options),
+            lambda: index.s().set(**options).apply_async(),
+            lambda: index.signature(options=options).delay(),
+            lambda: index.map([1]).set(**options).apply_async(),
+            lambda: group(index.s()).apply_async(**options),
+            lambda: chain(index.si(), index.si()).apply_async(**options),
+            lambda: index.apply(**options),
+            lambda: app.send_task("shop.index", **options),
+            lambda: app.send_task("shop.unknown", **options),
+        ):
+            with pytest.raises(ValidationError, match=re.escape(words)) as caught:
+                send()
+            assert " was not submitted" in str(caught.value)
+
+        assert [] == client.keys("*")
+
+    def test_a_priority_beyond_the_scale(self, app: Any) -> None:
+        """What stock Celery takes for the nearest end of its scale is handed through."""
+        assert [-3, 12] == [_priority(app, priority=priority) for priority in (-3, 12)]
+
+    @pytest.mark.parametrize("priority", ["high", True])
+    def test_a_class_that_declares_nonsense(self, redis_url: str, priority: Any) -> None:
+        """A task's own priority, in Celery's words, is a number too."""
+        with app_at(redis_url) as app, pytest.raises(ConfigurationError, match=r"Task shop\.bad: .* is no priority"):
+            app.task(name="shop.bad", priority=priority, shared=False)(_number)
+
     def test_declared_by_the_task(self, redis_url: str) -> None:
         """A task's own urgency holds until a call says something else, the project's default priority or not."""
         for changes in ({}, {"task_default_priority": 5}):
@@ -313,7 +358,8 @@ class TestSending:
 
         app.tasks["shop.index"].apply_async(eta=moment, expires=moment + timedelta(hours=1))
 
-        headers = _message(client, "shop:nlp")["headers"]
+        delayed: Any = client.zrange(app.store.keys.delayed("shop:nlp"), 0, 0)
+        headers = loads(delayed[0].split(b"\n", 2)[2])["headers"]
         assert moment.isoformat()[:19] == headers["eta"][:19]
         assert headers["expires"] > headers["eta"]
 

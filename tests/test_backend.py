@@ -1,6 +1,7 @@
 """The result backend: results are Celery's, and whatever end a task comes to is recorded."""
 
 from collections.abc import Iterator
+from threading import Event
 from typing import Any
 
 import pytest
@@ -243,3 +244,34 @@ class TestRedis:
         app.backend.disconnect()
 
         assert 7 == app.AsyncResult("one").get(timeout=5)
+
+
+class TestAFullServer:
+    def test_results_and_followers_wait(self, app: Any, client: Any) -> None:
+        """While Redis takes nothing in, a result is kept and what follows its task isn't given up."""
+        begun, go = Event(), Event()
+
+        @app.task(name="shop.held", shared=False)
+        def held(number: int) -> int:
+            begun.set()
+            go.wait(20)
+            return number
+
+        with agent_of(app):
+            result = (held.s(4) | app.signature("shop.half")).apply_async()
+            assert begun.wait(20)
+            client.config_set("maxmemory", 1)
+            try:
+                go.set()
+                before = _refused(client)
+                until(lambda: _refused(client) > before + 10)
+            finally:
+                client.config_set("maxmemory", 0)
+
+            assert 2 == result.get(timeout=20)
+        assert TaskState.SUCCEEDED is app.state.read(result.parent.id).state
+
+
+def _refused(client: Any) -> int:
+    """Count what the server has refused for want of memory."""
+    return int(client.info("errorstats").get("errorstat_OOM", {"count": 0})["count"])

@@ -6,12 +6,22 @@ from typing import Any
 
 import pytest
 from kombu.exceptions import OperationalError
-from redis.exceptions import AuthenticationError
+from redis.exceptions import AuthenticationError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from orchestra.broker import BrokerLink, SubmissionError, is_same_database, location_of, named_broker, within
+from orchestra.broker import (
+    BrokerLink,
+    SubmissionError,
+    is_same_database,
+    location_of,
+    named_broker,
+    patience_of,
+    publish_policy,
+)
 from orchestra.embedded import EmbeddedServer
 from orchestra.exceptions import BrokerUnavailableError, ConfigurationError, RetryableError, ValidationError
+from orchestra.patience import Patience
+from orchestra.publishing import LostBatchError, PublishId
 from orchestra.transport import FleetConnection
 from tests.fleets import app_at
 
@@ -148,18 +158,86 @@ class TestIsSameDatabase:
         assert not is_same_database(FleetConnection("redis://"), {"path": "/run/redis.sock", "db": 0})
 
 
-class TestWithin:
-    def test_attempts_end_in_time(self) -> None:
-        """The last attempt begins by half-time, since it may last the other half."""
-        now = [100.0]
-        give_up_late = within(4.0, clock=lambda: now[0])
+class TestPublishPolicy:
+    @pytest.fixture
+    def patience(self) -> Patience:
+        """Give a patience to be named."""
+        return Patience(1)
 
-        give_up_late(OSError("early"), 0.2)
-        now[0] = 102.0
-        give_up_late(OSError("half-time"), 0.2)
-        now[0] = 102.1
-        with pytest.raises(OSError, match="late"):
-            give_up_late(OSError("late"), 0.2)
+    def test_the_patience_decides(self, patience: Patience) -> None:
+        """Where nobody chose otherwise, attempts aren't counted: the patience ends them, and waits between them."""
+        with app_at("redis://") as app:
+            policy = publish_policy(app.conf, {"retry_policy": {"interval_max": 2}}, patience)
+
+        assert (None, patience, 2, 0) == tuple(
+            policy[name] for name in ("max_retries", "errback", "interval_max", "interval_start")
+        )
+
+    @pytest.mark.parametrize(
+        ("changes", "options"),
+        [
+            ({}, {"retry": False}),
+            ({}, {"retry_policy": {"max_retries": 7}}),
+            ({}, {"retry_policy": {"max_retries": None}}),
+            ({"task_publish_retry": False}, {}),
+            ({"task_publish_retry_policy": {"max_retries": 1}}, {}),
+        ],
+    )
+    def test_a_choice_stands(self, changes: dict[str, Any], options: dict[str, Any], patience: Patience) -> None:
+        """A caller's or a project's `retry` and number of attempts are kept, without a bound of ours."""
+        with app_at("redis://", changes=changes) as app:
+            policy = publish_policy(app.conf, options, patience)
+
+        assert {"errback": None, **options.get("retry_policy", {})} == policy
+
+
+class TestPatienceOf:
+    @pytest.mark.parametrize(("timeout", "seconds"), [(None, 2.0), (0.5, 0.5), (60, 2.0)])
+    def test_the_shorter_bound(self, timeout: float | None, seconds: float) -> None:
+        """A `timeout` of the caller's that is shorter than the setting counts."""
+        patience = patience_of({"timeout": timeout}, 2.0)
+
+        assert seconds == pytest.approx(patience._end - patience._began)
+
+    def test_a_callers_errback(self) -> None:
+        """It is told of each attempt that failed."""
+        seen: list[Exception] = []
+        policy = {"errback": lambda error, _interval: seen.append(error)}
+        error = OSError("down")
+
+        patience_of({"retry_policy": policy}, 2.0)(error)
+
+        assert [error] == seen
+
+
+class TestBoundResults:
+    def test_default(self) -> None:
+        """A result backend that says nothing is left in the time that the setting gives."""
+        with app_at("redis://") as app:
+            assert 2.0 == app.conf.redis_socket_timeout == app.backend.connparams["socket_timeout"]
+
+    def test_a_projects_choice(self) -> None:
+        """What the project's configuration says stands."""
+        with app_at("redis://", changes={"redis_socket_timeout": 60}) as app:
+            assert (60, 2.0) == (app.conf.redis_socket_timeout, app.conf.redis_socket_connect_timeout)
+
+
+class TestTransportOptions:
+    def test_the_projects_own_win(self) -> None:
+        """What the project tells the transport stands, but for whose fleet it is."""
+        mine = {"health_check_interval": 60, "socket_timeout": 9, "orchestra_fleet": "other"}
+        with app_at("redis://", changes={"broker_transport_options": mine}) as app:
+            options = app.transport_options
+
+        assert (60, 9, 1.0, "shop") == tuple(
+            options[name]
+            for name in ("health_check_interval", "socket_timeout", "socket_connect_timeout", "orchestra_fleet")
+        )
+
+    def test_dead_connections_are_noticed(self) -> None:
+        """By default a connection is asked every three seconds, which reaches the connections themselves."""
+        with app_at("redis://") as app:
+            assert 3 == app.transport_options["health_check_interval"]
 
 
 class TestNamedBroker:
@@ -180,6 +258,45 @@ class TestNamedBroker:
 
         assert issubclass(SubmissionError, OperationalError)
         assert issubclass(SubmissionError, RetryableError)
+
+    def test_what_became_of_the_task(self) -> None:
+        """The error says whether the task may be enqueued, and by which id to look it up."""
+        publish_id = PublishId.new()
+        for unanswered, words in (
+            (False, r"down; it was not enqueued\.$"),
+            (True, r"not confirmed: .*; it may have been enqueued: look it up by its id 7 before sending it again\.$"),
+        ):
+            publish_id.unanswered = unanswered
+            with (
+                pytest.raises(SubmissionError, match=words) as caught,
+                named_broker("shop.add", lambda: "h:1", task_id="7", publish_id=publish_id),
+            ):
+                raise OSError("down")
+            assert ("7", unanswered) == (caught.value.task_id, caught.value.may_be_enqueued)
+
+    @pytest.mark.parametrize("may_be", [False, True])
+    def test_a_batch(self, may_be: bool) -> None:
+        """A batch has no single id; whether a part of it may be enqueued is told all the same."""
+        lost = LostBatchError("down")
+        lost.may_be_enqueued = may_be
+        words = "some may have been enqueued" if may_be else "none was enqueued"
+        with (
+            pytest.raises(SubmissionError, match=words) as caught,
+            named_broker("shop.add", lambda: "h:1", task_id="7"),
+        ):
+            raise lost
+
+        assert (None, may_be) == (caught.value.task_id, caught.value.may_be_enqueued)
+
+    def test_a_refusal_is_no_loss(self) -> None:
+        """A server that answers with an error was reached, and the words say so."""
+
+        def fail() -> None:
+            raise OperationalError("outer") from ResponseError("out of memory")
+
+        words = "h:1 refused the message: out of memory; it was not enqueued"
+        with pytest.raises(SubmissionError, match=words), named_broker("shop.add", lambda: "h:1"):
+            fail()
 
     def test_the_cause_is_told(self) -> None:
         """What went wrong is wrapped by kombu; the message has the inner words."""

@@ -64,7 +64,7 @@ class TestHelp:
         text = invoke("--help").stdout
 
         listed = text.partition("Commands:\n")[2].splitlines()
-        assert ["up", "submit", "result", "tasks", "agents"] == [line.split()[0] for line in listed[:5]]
+        assert ["up", "submit", "result", "explain", "tasks"] == [line.split()[0] for line in listed[:5]]
         assert all(line.endswith(".") and not line.endswith("...") for line in listed)
 
     def test_a_bare_call_shows_it(self) -> None:
@@ -242,7 +242,7 @@ class TestUp:
 
         running.send(signal.SIGINT)
 
-        assert running.wait() == 0
+        assert running.wait() == 0, running.lines
         assert running.remains == []
 
     def test_second_ctrl_c_ends_a_busy_agent(self, run: Starter) -> None:

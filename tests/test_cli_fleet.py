@@ -86,6 +86,7 @@ class TestAgents:
                 "started_at": entry.started_at.isoformat().replace("+00:00", "Z"),
                 "last_beat_at": entry.last_beat_at.isoformat().replace("+00:00", "Z"),
                 "alive": True,
+                "mean_seconds": None,
             }
         ] == json.loads(result.stdout)
 
@@ -96,18 +97,30 @@ class TestAgents:
 
 class TestQueues:
     def test_a_line_for_each(self, shop: Shop) -> None:
-        """A queue's line says what it requires, how many tasks wait in it, and who serves it."""
+        """A queue's line says what it requires, how many tasks wait, are delayed and leased, and who serves it."""
         shop.agent("text@a", queues=["shop:nlp", "celery"])
         publish(shop.app.store, "1")
+        shop.app.store.command("ZADD", shop.app.store.keys.delayed("shop:nlp"), 1, "a", 2, "b")
+        shop.app.store.command("ZADD", shop.app.store.keys.leased("celery"), 1, "holder:1")
 
         result = invoke("queues")
 
         assert 0 == result.exit_code
         assert [
-            ["queue", "requires", "waiting", "agents"],
-            ["celery", "general", "0", "text@a"],
-            ["shop:nlp", "nlp", "1", "text@a"],
+            ["queue", "requires", "waiting", "delayed", "leased", "agents"],
+            ["celery", "general", "0", "0", "1", "text@a"],
+            ["shop:nlp", "nlp", "1", "2", "0", "text@a"],
         ] == [words_of(line) for line in result.stdout.splitlines()]
+
+    def test_what_waits_for_a_breaker(self, shop: Shop) -> None:
+        """Where tasks wait for breakers there's a column for them."""
+        shop.agent("text@a", queues=["celery"])
+        shop.app.store.command("HSET", shop.app.store.keys.parked_counts, "celery", 1200)
+
+        assert [
+            ["queue", "requires", "waiting", "delayed", "leased", "parked", "agents"],
+            ["celery", "general", "0", "0", "0", "1,200", "text@a"],
+        ] == [words_of(line) for line in invoke("queues").stdout.splitlines()[:2]]
 
     def test_one_that_nobody_serves(self, shop: Shop) -> None:
         """A queue in which tasks wait without an agent is marked, with the command that would start one."""
@@ -116,7 +129,7 @@ class TestQueues:
 
         lines = invoke("queues").stdout.splitlines()
 
-        assert ["shop:gpu+mem_gb~ge~16", "gpu,", "mem_gb>=16", "1", "NONE"] in map(words_of, lines)
+        assert ["shop:gpu+mem_gb~ge~16", "gpu,", "mem_gb>=16", "1", "0", "0", "NONE"] in map(words_of, lines)
         assert "  celery -A shop worker --capabilities gpu,mem_gb=16 -n gpu@%h" == lines[-1]
 
     @pytest.mark.parametrize(
@@ -137,7 +150,7 @@ class TestQueues:
         """In an empty fleet the way to start an agent is shown."""
         lines = invoke("queues").stdout.splitlines()
 
-        assert words_of("celery general 0 -") == words_of(lines[1])
+        assert words_of("celery general 0 0 0 -") == words_of(lines[1])
         assert lines[3].startswith("No agent is running")
 
     def test_long_names_are_whole(self, shop: Shop) -> None:
@@ -156,8 +169,16 @@ class TestQueues:
         publish(shop.app.store, "1")
 
         assert [
-            {"name": "celery", "requires": "general", "depth": 0, "agents": []},
-            {"name": "shop:nlp", "requires": "nlp", "depth": 1, "agents": ["text@a"]},
+            {"name": "celery", "requires": "general", "depth": 0, "delayed": 0, "leased": 0, "parked": 0, "agents": []},
+            {
+                "name": "shop:nlp",
+                "requires": "nlp",
+                "depth": 1,
+                "delayed": 0,
+                "leased": 0,
+                "parked": 0,
+                "agents": ["text@a"],
+            },
         ] == json.loads(invoke("queues", "--json").stdout)
 
 

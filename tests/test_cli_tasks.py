@@ -1,7 +1,8 @@
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -30,9 +31,22 @@ def submitted(shop: Shop, **options: Any) -> str:
 
 def cancel_the_first(app: Any) -> None:
     """Cancel the first task that is submitted."""
+    Orchestra(app).handle(the_first(app)).cancel()
+
+
+def expire_the_first(app: Any) -> None:
+    """Do what an agent does with the first task that is submitted, if it has expired."""
+    task_id = the_first(app)
+    app.state.advance(task_id, TaskState.EXPIRED)
+    app.backend.mark_as_revoked(task_id, "expired")
+
+
+def the_first(app: Any) -> str:
+    """Wait for a task to be submitted, and return its id."""
     until(lambda: app.store.command("KEYS", app.store.keys.task("*")))
     (key,) = app.store.command("KEYS", app.store.keys.task("*"))
-    Orchestra(app).handle(key.decode().rpartition(":")[2]).cancel()
+    task_id: str = key.decode().rpartition(":")[2]
+    return task_id
 
 
 class TestSubmit:
@@ -60,8 +74,9 @@ class TestSubmit:
         """With --countdown the task may not start before its time."""
         invoke("submit", "shop.index", "--json", '{"text": ""}', "--countdown", "600")
 
-        (raw,) = shop.app.store.command("LRANGE", "shop:nlp\x06\x163", 0, -1)
-        assert json.loads(raw)["headers"]["eta"] is not None
+        (key,) = shop.app.store.command("KEYS", shop.app.store.keys.task("*"))
+        record = shop.app.state.read(key.decode().rpartition(":")[2])
+        assert timedelta(seconds=500) < record.not_before - datetime.now(UTC) <= timedelta(seconds=600)
 
     def test_payload_from_stdin(self, shop: Shop) -> None:
         """A payload that others mustn't see, or that is long, comes from stdin."""
@@ -94,6 +109,8 @@ class TestSubmit:
             (("--requires", "gpu >"), "'gpu >' is no requirement"),
             (("--timeout", "-1"), "-1.0 is no timeout"),
             (("--urgency", "soon"), "'soon' is not one of 'critical', 'high', 'normal', 'low'"),
+            (("--on-unroutable", "drop"), "on_unroutable='drop' is no policy"),
+            (("--on-unroutable", "raise"), "no agent that knows it satisfies nlp"),
             (("--wait=soon",), "'soon' is not a valid float"),
         ],
     )
@@ -172,16 +189,31 @@ class TestSubmitAndWait:
             f"orchestra result {task_id} --wait" == result.stderr.splitlines()[1]
         )
 
-    def test_cancelled_task(self, shop: Shop) -> None:
-        """A task that somebody cancels meanwhile is exit code 1."""
-        canceller = Thread(target=cancel_the_first, args=(shop.app,))
-        canceller.start()
+    def test_delayed_task_not_in_time(self, shop: Shop) -> None:
+        """When a delayed task is waited for too shortly, the error says when it's due."""
+        options = ("--json", '{"text": ""}', "--countdown", "600", "--wait=0")
+
+        result = invoke("submit", "shop.index", *options)
+
+        record = Orchestra(shop.app).handle(result.stderr.splitlines()[0]).record()
+        assert record is not None
+        assert record.not_before is not None
+        due = record.not_before.strftime("%Y-%m-%d %H:%M:%S")
+        assert f"shop.index isn't done after 0 s, it waits until {due}" in result.stderr
+
+    @pytest.mark.parametrize(
+        ("end", "said"), [(cancel_the_first, "was cancelled"), (expire_the_first, "expired before it started")]
+    )
+    def test_task_that_never_starts(self, shop: Shop, end: Callable[[Any], None], said: str) -> None:
+        """A task that somebody cancels meanwhile, or that expires, is exit code 1."""
+        other = Thread(target=end, args=(shop.app,))
+        other.start()
 
         result = invoke("submit", "shop.index", "--json", '{"text": ""}', "--wait")
-        canceller.join()
+        other.join()
 
         assert 1 == result.exit_code
-        assert "error: shop.index was cancelled." == result.stderr.splitlines()[-1]
+        assert f"error: shop.index {said}." == result.stderr.splitlines()[-1]
 
 
 class TestResult:
@@ -194,6 +226,29 @@ class TestResult:
 
         assert 1 == result.exit_code
         assert "state     cancelled" in result.stdout
+
+    def test_of_an_expired_task(self, shop: Shop) -> None:
+        """The exit code is 1 when the task expired, which is no cancellation."""
+        publish(shop.app.store, "1")
+        shop.app.state.advance("1", TaskState.EXPIRED)
+
+        result = invoke("result", "1", "--wait")
+
+        assert 1 == result.exit_code
+        assert "state     expired" in result.stdout
+
+    def test_of_a_delayed_task(self, shop: Shop) -> None:
+        """It says until when the task waits; once that is past, the task waits for an agent like any other."""
+        due = datetime.now(UTC) + timedelta(hours=1)
+        for task_id, moment in (("1", due), ("2", due - timedelta(hours=2))):
+            publish(shop.app.store, task_id, note=f"not before {moment.isoformat()}")
+
+        delayed, overdue = (invoke("result", task_id).stdout for task_id in "12")
+
+        assert f"waits     until {due.isoformat(' ', 'milliseconds').removesuffix('+00:00')} UTC" in delayed
+        assert "waits " not in overdue
+        told = json.loads(invoke("result", "1", "--json").stdout)["not_before"]
+        assert due == datetime.fromisoformat(told)
 
     def test_of_a_waiting_task(self, shop: Shop) -> None:
         """It says what is known, with a line for each state that the task went through."""
@@ -246,15 +301,18 @@ class TestResult:
     def test_of_a_task_that_a_stock_worker_ran(self, shop: Shop) -> None:
         """Where only Celery's result tells that the task is done, it's done."""
         error = {"exc_type": "KeyError", "exc_message": ["tea"], "exc_module": "builtins"}
-        for task_id, state, value in (("1", states.SUCCESS, [1]), ("2", states.FAILURE, error)):
+        expiry = {"exc_type": "TaskRevokedError", "exc_message": ["expired"], "exc_module": "celery.exceptions"}
+        ends = ("1", states.SUCCESS, [1]), ("2", states.FAILURE, error), ("3", states.REVOKED, expiry)
+        for task_id, state, value in ends:
             publish(shop.app.store, task_id)
             meta = json.dumps({"status": state, "result": value, "traceback": None, "children": []})
             shop.app.store.command("SET", shop.app.backend.get_key_for_task(task_id), meta)
 
-        good, bad = (json.loads(invoke("result", task_id, "--json", "--wait").stdout) for task_id in "12")
+        good, bad, late = (json.loads(invoke("result", task_id, "--json", "--wait").stdout) for task_id in "123")
 
         assert ("succeeded", [1], None) == (good["state"], good["result"], good["error"])
         assert ("failed", None, "KeyError: 'tea'") == (bad["state"], bad["result"], bad["error"])
+        assert ("expired", None) == (late["state"], late["result"])
 
     def test_json(self, shop: Shop) -> None:
         """With --json there's one document: the record, its history, and the result."""
@@ -270,6 +328,7 @@ class TestResult:
             "attempt": 1,
             "agent": None,
             "submitted_at": at,
+            "not_before": None,
             "started_at": None,
             "finished_at": None,
             "error": None,
@@ -330,7 +389,10 @@ class TestTasks:
                 "name": "shop.index",
                 "requires": "nlp",
                 "urgency": "high",
+                "on_unroutable": None,
+                "unique": None,
                 "enforced": True,
                 "arguments": {"parameters": []},
+                "breaker": None,
             }
         ] == json.loads(invoke("tasks", "--json").stdout)

@@ -33,7 +33,7 @@ class TestLoadSettings:
             settings.max_payload_depth,
             settings.max_timeout_seconds,
         )
-        assert (5.0, 1.0, 3) == (settings.connect_timeout_seconds, settings.beat_seconds, settings.lost_after_beats)
+        assert (5.0, 1.0, 5) == (settings.connect_timeout_seconds, settings.beat_seconds, settings.lost_after_beats)
 
     def test_the_nearest_source_wins(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         """An override wins over the environment, which wins over `.env`, which wins over the default."""

@@ -18,8 +18,12 @@ from typing import Any
 import pytest
 
 from orchestra.agent import Agent
+from orchestra.config import load_settings
 from orchestra.fleet import AgentSpec, Fleet
+from orchestra.orchestra import Orchestra
+from tests.fleets import app_at
 from tests.processes import processes_within, until
+from workers import web
 from workers.demo import AGENTS, _able, _lacking
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -181,7 +185,11 @@ class TestAttached:
     def test_uses_the_fleet_that_is_up(self, start: Starter, tree: Path, private: Path, redis_url: str) -> None:
         """With `--attach` nothing is started: the agents that are there do the work, and stay."""
         environment = {"ORCHESTRA_BROKER_URL": redis_url}
-        with Fleet("workers", AGENTS, environment=environment, directory=PROJECT, log_level="WARNING") as fleet:
+        with (
+            Fleet("workers", AGENTS, environment=environment, directory=PROJECT, log_level="WARNING") as fleet,
+            app_at(redis_url, main="workers", settings=load_settings()) as app,
+        ):
+            fleet.wait_ready(ready=lambda: {agent.name for agent in Orchestra(app).agents() if agent.alive})
             before = fleet.pids
             demo = start("--attach", "--input", tree, **environment)
 
@@ -279,10 +287,10 @@ class TestBadInput:
 
 class TestAgents:
     def test_are_those_of_the_project(self) -> None:
-        """The demo runs the fleet that the project declares."""
+        """The demo runs the fleet that the project declares, but for the agent that needs a network."""
         project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))
         declared = [AgentSpec.parse(text) for text in project["tool"]["orchestra"]["agents"]]
+        fleet = [(spec.names, spec.capabilities) for spec in declared]
 
-        assert [(spec.names, spec.capabilities) for spec in AGENTS] == [
-            (spec.names, spec.capabilities) for spec in declared
-        ]
+        assert [(spec.names, spec.capabilities) for spec in AGENTS] == fleet[:-1]
+        assert [(("web",), web.CAPABILITIES)] == fleet[-1:]

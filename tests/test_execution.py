@@ -107,6 +107,28 @@ class TestSettle:
         assert isinstance(outcome.error, PermanentError)
         assert "out of memory: 300 GiB" in str(outcome.error)
 
+    @pytest.mark.parametrize(
+        ("error", "attempt", "policy", "exhausted"),
+        [
+            (RetryableError("x"), 3, POLICY, True),
+            (RetryableError("x"), 1, RetryPolicy(max_attempts=1), True),
+            (PermanentError("x"), 3, POLICY, False),
+            (KeyError("x"), 3, POLICY, False),
+            (KeyError("x"), 3, RetryPolicy(max_attempts=3, retry_on=(KeyError,)), True),
+            (KeyError("x"), 4, RetryPolicy(explicit_only=True), True),  # by the task's own `retry`
+            (KeyError("x"), 1, RetryPolicy(max_attempts=1, explicit_only=True), False),
+            (PermanentError("x"), 4, RetryPolicy(explicit_only=True), False),
+            (RetryableError("x"), 4, RetryPolicy(explicit_only=True), True),
+            (MemoryError("x"), 3, POLICY, False),
+        ],
+    )
+    def test_exhausted_or_permanent(self, error: Exception, attempt: int, policy: RetryPolicy, exhausted: bool) -> None:
+        """An end is told apart that only the number of attempts has brought."""
+        outcome = settle(error, attempt=attempt, policy=policy)
+
+        assert isinstance(outcome, Dead)
+        assert exhausted == outcome.exhausted
+
     def test_task_can_extend_what_is_tried_again(self) -> None:
         """A task names further errors that may pass, and errors that can't."""
         policy = RetryPolicy(backoff=STEADY, retry_on=(LookupError,), never_retry=(KeyError,))

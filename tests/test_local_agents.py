@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator
-from threading import Event, current_thread
+from threading import Event, Thread, current_thread
 from typing import Any
 
 import pytest
@@ -11,9 +11,10 @@ from redis import Redis
 
 from orchestra import Orchestra
 from orchestra.embedded import EmbeddedServer
-from orchestra.exceptions import PermanentError, ValidationError
+from orchestra.exceptions import ConfigurationError, PermanentError, ValidationError
 from orchestra.local_agents import LocalAgent
 from tests.fleets import app_at
+from tests.processes import until
 
 
 @pytest.fixture
@@ -32,6 +33,12 @@ def _thread_name() -> str:
 def alive(app: Any) -> list[str]:
     """List the live agents."""
     return [agent.name for agent in Orchestra(app).agents() if agent.alive]
+
+
+def _waiting(client: Any, command: str) -> set[int]:
+    """Return the ids of the connections that wait within a command."""
+    found = client.client_list()
+    return {int(one["id"]) for one in found if one["cmd"] == command and "b" in one["flags"]}
 
 
 def _of_the_test() -> list[Any]:
@@ -68,6 +75,15 @@ class TestStart:
             waiting = app.tasks["t.gpu"].delay()
         assert not waiting.ready()
 
+    def test_their_tasks_say_who_ran_them(self, app: Any) -> None:
+        """A task's record names its agent, as that of an agent of its own process does."""
+        with LocalAgent.start(app, "nlp", name="a@here"), LocalAgent.start(app, "gpu", name="b@here"):
+            results = [app.tasks[name].delay() for name in ("t.gpu", "t.nlp")]
+            for result in results:
+                result.get(timeout=10)
+
+        assert ["b@here", "a@here"] == [app.state.read(result.id).agent for result in results]
+
     def test_one_after_the_other(self, app: Any) -> None:
         """An agent leaves nothing behind that the next one trips over."""
         for _ in range(3):
@@ -88,6 +104,20 @@ class TestStart:
         with pytest.raises(ValidationError, match="'gpu!' is no capability"):
             LocalAgent.start(app, "gpu!")
         assert [] == alive(app)
+
+    @pytest.mark.parametrize("option", ["pool", "pool_cls"])
+    @pytest.mark.parametrize("pool", ["threads", "prefork", None])
+    def test_another_pool(self, app: Any, option: str, pool: str | None) -> None:
+        """A pool that would never run a task is refused before anything is started."""
+        options: dict[str, Any] = {option: pool}
+        with pytest.raises(ConfigurationError, match=rf"can't have {option}={pool!r}: it runs tasks in its own thread"):
+            LocalAgent.start(app, "nlp", name="a@here", **options)
+        assert [] == alive(app)
+
+    def test_the_pool_that_it_has(self, app: Any) -> None:
+        """Its own pool may be named."""
+        with LocalAgent.start(app, "nlp", pool="solo"):
+            assert "agent@local" == app.tasks["t.nlp"].delay().get(timeout=10)
 
     def test_a_name_that_is_taken(self, app: Any, caplog: pytest.LogCaptureFixture) -> None:
         """An agent that can't join says so, and the one that is there goes on."""
@@ -143,6 +173,20 @@ class TestStop:
 
         with Redis.from_url(redis_url) as client:
             assert 1 == len(client.client_list())
+
+    @pytest.mark.parametrize("command", ["blpop", "brpop"])
+    def test_ends_looks_at_queues(self, app: Any, redis_url: str, command: str) -> None:
+        """An agent that leaves doesn't wait out its look at an empty queue, by whichever command it looks."""
+        with Redis.from_url(redis_url) as client, Redis.from_url(redis_url) as looking, LocalAgent.start(app) as agent:
+            known = looking.client_id()
+            look = Thread(target=getattr(looking, command), args=(["nothing"], 60), daemon=True)
+            look.start()
+            until(lambda: known in _waiting(client, command))
+
+            agent.stop()
+
+            look.join(10)
+            assert not look.is_alive()
 
     def test_without_a_server(self) -> None:
         """An agent whose server is gone is stopped as well."""

@@ -264,9 +264,10 @@ class TestSettling:
         error = RetryableError("away", retry_after=7)
 
         assert (Retry(error, 7), submitted) == submitted.fail(error, attempt=2)
-        assert (Dead(error, "RetryableError on attempt 3 of 3: no attempt is left"), None) == submitted.fail(
-            error, attempt=3
-        )
+        assert (
+            Dead(error, "RetryableError on attempt 3 of 3: no attempt is left", exhausted=True),
+            None,
+        ) == submitted.fail(error, attempt=3)
 
     def test_hand_made_retries(self, app: Any) -> None:
         """`self.retry` brings its own wait and arguments; a new requirement is routed anew, and then stays."""

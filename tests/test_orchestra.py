@@ -10,11 +10,11 @@ from celery.exceptions import TimeoutError as CeleryTimeoutError
 from celery.result import AsyncResult
 
 from orchestra.embedded import EmbeddedServer
-from orchestra.exceptions import UnknownTaskError, ValidationError
+from orchestra.exceptions import PermanentError, UnknownTaskError, ValidationError
 from orchestra.orchestra import Orchestra, TaskHandle
 from orchestra.registry import CatalogueEntry
-from orchestra.task import GRACE_SECONDS
-from orchestra.types import QueueInfo, TaskState, Urgency
+from orchestra.timeouts import GRACE_SECONDS
+from orchestra.types import Cancelled, QueueInfo, TaskState, Urgency
 from tests.fleets import agent_of, app_at, commands_at
 from tests.processes import until
 
@@ -87,10 +87,10 @@ class TestSubmit:
             requires={"gpu", "nlp"},
             urgency=Urgency.CRITICAL,
             timeout=7,
-            eta=moment,
-            expires=moment + timedelta(hours=1),
+            expires=moment,
         )
-        other = orchestra.submit("shop.index", {"number": 3}, countdown=30, expires=60)
+        by_moment = orchestra.submit("shop.index", {"number": 3}, eta=moment, expires=60)
+        by_seconds = orchestra.submit("shop.index", {"number": 3}, countdown=30)
 
         with app.connection_for_read() as connection, connection.SimpleQueue("shop:gpu+nlp") as queue:
             message = queue.get(timeout=5)
@@ -98,8 +98,14 @@ class TestSubmit:
         assert handle.id == message.headers["id"]
         assert [7 + GRACE_SECONDS, 7] == message.headers["timelimit"]
         assert 0 == message.properties["priority"]
-        assert moment.isoformat()[:19] == message.headers["eta"][:19]
-        assert other.history()[0].note is not None
+        assert moment == datetime.fromisoformat(message.headers["expires"])
+        delayed, soon = by_moment.record(), by_seconds.record()
+        assert delayed is not None
+        assert soon is not None
+        assert moment == delayed.not_before
+        assert soon.submitted_at is not None
+        assert soon.not_before is not None
+        assert timedelta(seconds=20) < soon.not_before - soon.submitted_at < timedelta(seconds=40)
 
     def test_by_the_catalogue(self, app: Any, orchestra: Orchestra, redis_url: str) -> None:
         """A task whose code this process hasn't is checked and routed by what agents published."""
@@ -221,7 +227,7 @@ class TestSubmitMany:
         with commands_at(redis_url) as commands:
             handles = orchestra.submit_many("shop.index", [{"number": 1}] * 5)
 
-        assert ["EVAL"] * 5 == [command.split()[0] for command in commands]
+        assert ["EVAL"] * 5 == [command.split()[0].removesuffix("SHA") for command in commands]
         assert {TaskState.SUBMITTED} == {handle.state for handle in handles}
 
     def test_over_another_broker(self) -> None:
@@ -248,7 +254,7 @@ class TestTaskHandle:
         assert handle.state is None
         assert handle.record() is None
         assert () == handle.history()
-        assert not handle.cancel()
+        assert Cancelled.UNKNOWN is handle.cancel()
         assert handle.state is None
 
     def test_a_life(self, orchestra: Orchestra) -> None:
@@ -277,10 +283,10 @@ class TestTaskHandle:
         RUNNING.clear()
         handle = orchestra.submit("shop.index", {"number": 3})
 
-        assert handle.cancel()
-        assert handle.cancel()  # and stays so
+        assert Cancelled.WAITING is handle.cancel()
+        assert Cancelled.BEFORE is handle.cancel()
         assert TaskState.CANCELLED is handle.state
-        with pytest.raises(TaskRevokedError, match="cancelled before it started"):
+        with pytest.raises(TaskRevokedError, match="cancelled"):
             handle.get(timeout=5)
         with agent_of(orchestra.app, "nlp"):
             assert 4 == orchestra.submit("shop.index", {"number": 4}).get(timeout=10)
@@ -295,26 +301,47 @@ class TestTaskHandle:
             handle = orchestra.submit("shop.index", {"number": 3}, countdown=0.5)
             until(lambda: _queue(orchestra, "shop:nlp").depth == 0, seconds=10)
 
-            assert handle.cancel()
+            assert Cancelled.DELAYED is handle.cancel()
             later = orchestra.submit("shop.index", {"number": 4}, countdown=0.7)
             assert 4 == later.get(timeout=10)
         assert ["index"] == RUNNING
         assert TaskState.CANCELLED is handle.state
 
-    def test_what_runs_or_is_done(self, orchestra: Orchestra) -> None:
-        """A task that has started isn't cancelled, and neither is one that is done."""
+    def test_expired(self, orchestra: Orchestra) -> None:
+        """Who waits for a task that expired before it started hears so, and no agent runs it."""
+        RUNNING.clear()
+        handle = orchestra.submit("shop.index", {"number": 3}, expires=datetime(2020, 1, 1, tzinfo=UTC))
+
+        with agent_of(orchestra.app, "nlp"), pytest.raises(TaskRevokedError) as caught:
+            handle.get(timeout=10)
+
+        assert f"Task {handle.id} expired before it started." == str(caught.value)
+        assert [] == RUNNING
+
+    def test_what_is_done(self, orchestra: Orchestra) -> None:
+        """A task that is done isn't cancelled."""
+        with agent_of(orchestra.app, "nlp"):
+            handle = orchestra.submit("shop.index", {"number": 3})
+            assert 3 == handle.get(timeout=10)
+
+        assert Cancelled.FINISHED is handle.cancel()
+        assert TaskState.SUCCEEDED is handle.state
+
+    def test_what_runs(self, orchestra: Orchestra) -> None:
+        """A task that runs where it can't be ended goes on, and what it returns isn't its result."""
         RUNNING.clear()
         HELD.clear()
         with agent_of(orchestra.app, "nlp"):
             handle = orchestra.submit("shop.held", {})
             until(lambda: RUNNING, seconds=10)
 
-            assert TaskState.RUNNING is handle.state
-            assert not handle.cancel()
+            assert Cancelled.RUNNING is handle.cancel()
+            assert Cancelled.BEFORE is orchestra.cancel(handle.id)
             HELD.append(True)
-            assert "done" == handle.get(timeout=10)
-        assert not handle.cancel()
-        assert handle.state == "succeeded"  # type: ignore[comparison-overlap]  # it was running above
+            assert 4 == orchestra.submit("shop.index", {"number": 4}).get(timeout=10)
+        with pytest.raises(TaskRevokedError, match="cancelled"):
+            handle.get(timeout=5)
+        assert [TaskState.SUBMITTED, TaskState.RUNNING, TaskState.CANCELLED] == [e.state for e in handle.history()]
 
 
 class TestFleet:
@@ -334,6 +361,16 @@ class TestFleet:
             assert ("agent@test",) == _queue(orchestra, "shop:nlp").agents
             assert () == _queue(orchestra, "celery").agents
             assert ["agent@test"] == [agent.name for agent in orchestra.agents()]
+
+    def test_queues_without_waiting_tasks(self, app: Any, orchestra: Orchestra) -> None:
+        """A queue whose tasks are delayed or leased is listed with their numbers, and its health is good."""
+        app.registry.register("a@h", "1", about={}, tasks={}, queues=["gpu"])
+        app.store.command("ZADD", app.store.keys.delayed("shop:gpu"), 1, "a", 2, "b")
+        app.store.command("ZADD", app.store.keys.leased("shop:gpu"), "inf", "holder:1")
+        app.registry.retire("a@h", "1")
+
+        assert QueueInfo(name="shop:gpu", requires="gpu", depth=0, delayed=2, leased=1) == _queue(orchestra, "shop:gpu")
+        assert (0, ()) == (orchestra.health().waiting, orchestra.health().unserved)
 
     def test_healthy(self, orchestra: Orchestra) -> None:
         """Redis answers, an agent lives, and nothing waits unseen."""
@@ -371,3 +408,49 @@ class TestFleet:
             assert (False, None, 0) == (health.ok, health.redis_ms, health.agents)
             assert words in health.problems[0]
             assert "hush-hush" not in str(health)
+
+
+class TestDeadLetters:
+    @pytest.mark.filterwarnings("ignore:Call to deprecated setex")  # Celery's own
+    @pytest.mark.parametrize("database", ["0", "1"])
+    def test_the_former_end_is_forgotten(self, redis_url: str, database: str) -> None:
+        """Whoever waits for a replayed task waits for its new end, wherever results are, and others' stay."""
+        mended: list[bool] = []
+        with app_at(redis_url, backend=f"{redis_url.removesuffix('/0')}/{database}") as app:
+
+            @app.task(name="shop.fail", shared=False)
+            def fail() -> str:
+                if not mended:
+                    raise PermanentError
+                return "mended"
+
+            orchestra = Orchestra(app)
+            with agent_of(app):
+                results = [fail.delay() for _ in range(2)]
+                for result in results:
+                    with pytest.raises(PermanentError):
+                        result.get(timeout=10)
+                until(lambda: orchestra.dead_letters.count() == 2, seconds=10)
+                mended.append(True)
+                assert 1 == orchestra.dead_letters.replay(results[0].id)
+
+                assert "mended" == orchestra.handle(results[0].id).get(timeout=10)
+                with pytest.raises(PermanentError):
+                    orchestra.handle(results[1].id).get(timeout=10)
+
+    def test_without_results(self, redis_url: str) -> None:
+        """Where no results are kept there is none to forget."""
+        with app_at(redis_url, backend="disabled://") as app:
+            app.task(name="shop.fail", shared=False, bind=True)(_fail)
+            orchestra = Orchestra(app)
+            with agent_of(app):
+                sent = app.tasks["shop.fail"].delay()
+                until(lambda: orchestra.dead_letters.count() == 1, seconds=10)
+
+                assert 1 == orchestra.dead_letters.replay(sent.id)
+                until(lambda: orchestra.dead_letters.count() == 1, seconds=10)
+        assert ["replay"] == [one.kind for one in orchestra.dead_letters.show(sent.id).deliveries]
+
+
+def _fail(_task: Any) -> None:
+    raise PermanentError

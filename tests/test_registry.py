@@ -54,6 +54,7 @@ class TestRegister:
             started_at=agent.started_at,
             last_beat_at=agent.last_beat_at,
             alive=True,
+            instance="1",
         )
 
     def test_times_are_the_servers(self, store: Store, registry: AgentRegistry) -> None:
@@ -190,6 +191,15 @@ class TestBeat:
 
         assert (True, False, "2", ("gpu", "nlp")) == self.sorted(beat_of(registry, version=version))
 
+    def test_tells_how_long_tasks_take(self, registry: AgentRegistry) -> None:
+        """The mean run time is known once a task has ended, and stays while no beat tells another."""
+        register(registry)
+        assert only(registry).mean_seconds is None
+
+        for told in (0.125, None):
+            registry.beat("text@a", "1", version="", queues=[], running=0, mean_seconds=told)
+            assert 0.125 == only(registry).mean_seconds
+
     def test_says_what_the_agent_does(self, registry: AgentRegistry) -> None:
         """The registry knows what an agent serves and how much it has in its hands."""
         register(registry)
@@ -246,8 +256,45 @@ class TestRetire:
         registry.retire("text@a", "1")
 
         assert [] == registry.agents()
-        assert 0 == store.command("EXISTS", store.keys.agents, store.keys.agent("text@a"))
+        assert 0 == store.command("EXISTS", store.keys.agents)
         assert {"shop.index"} == set(registry.catalogue())
+
+    def test_agent_that_left_is_remembered(self, store: Store, registry: AgentRegistry) -> None:
+        """What an agent could do is known for a day after it stopped, and when that was."""
+        register(registry)
+        before = only(registry).last_beat_at
+
+        registry.retire("text@a", "1")
+
+        (former,) = registry.former()
+        assert ("text@a", ABOUT, frozenset({"shop.index"}), False) == (
+            former.name,
+            former.about,
+            former.tasks,
+            former.alive,
+        )
+        assert before < former.last_beat_at
+        assert 0 < store.command("TTL", store.keys.agent("text@a")) <= AGENT_TTL_SECONDS
+
+    def test_agent_that_returns_is_former_no_more(self, registry: AgentRegistry) -> None:
+        """An agent that is started again, as in a rolling restart, is on one list only."""
+        register(registry)
+        registry.retire("text@a", "1")
+
+        register(registry, instance="2")
+
+        assert [] == registry.former()
+        assert only(registry).alive
+
+    def test_agents_that_left_long_ago_are_forgotten(self, store: Store, registry: AgentRegistry) -> None:
+        """Agents with a new name at every start don't grow this list either."""
+        register(registry)
+        registry.retire("text@a", "1")
+        store.command("ZADD", store.keys.former_agents, 1, "text@a")
+
+        register(registry, "io@a")
+
+        assert [] == registry.former()
 
     def test_successor_stays(self, registry: AgentRegistry) -> None:
         """An agent that stops doesn't take its successor of the same name off the list."""
@@ -262,6 +309,28 @@ class TestRetire:
         registry.retire("text@a", "1")
 
         assert [] == registry.agents()
+
+
+class TestRoster:
+    def test_everybody(self, store: Store, registry: AgentRegistry, hasty: AgentRegistry) -> None:
+        """Those that live, were lost or stopped, at one time, as the other questions have them."""
+        for name in ("text@b", "text@a", "io@a"):
+            register(registry, name)
+        registry.retire("io@a", "1")
+
+        roster = registry.roster()
+
+        assert (registry.agents(), registry.former()) == (roster.agents, roster.former)
+        assert ["text@a", "text@b"] == [agent.name for agent in roster.agents]
+        until(lambda: not any(agent.alive for agent in hasty.roster().agents))
+        assert roster.now < hasty.roster().now
+
+    def test_a_hash_that_is_gone(self, store: Store, registry: AgentRegistry) -> None:
+        """An agent of which nothing is known any more is left out."""
+        register(registry)
+        store.command("DEL", store.keys.agent("text@a"))
+
+        assert ([], []) == (registry.roster().agents, registry.roster().former)
 
 
 class TestAgents:

@@ -1,14 +1,14 @@
 """The table of queues: what waits in them, and what becomes of those that nobody uses."""
 
-import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
 import pytest
 
-from orchestra.registry import AgentRegistry
-from orchestra.store import Store
-from tests.stores import beat_of, publish, register, store_at
+from orchestra.registry import AgentRegistry, Backlog
+from orchestra.store import Keys, Store
+from tests.dead import dead_letters_of
+from tests.stores import FLEET, beat_of, client_at, publish, register, store_at
 
 STEPS = ("", "\x06\x163", "\x06\x166", "\x06\x169")  # as kombu ends the names of a queue's lists
 
@@ -96,6 +96,20 @@ class TestPrune:
 
         assert not self.prune(registry)
 
+    @pytest.mark.parametrize("kind", ["delayed", "leased"])
+    def test_queue_with_messages_in_transit_stays(self, store: Store, registry: AgentRegistry, kind: str) -> None:
+        """What isn't due yet or in an agent's hands comes back to its queue; another queue's doesn't."""
+        register(registry)
+        key, other = getattr(store.keys, kind)("shop:nlp"), getattr(store.keys, kind)("shop:gpu")
+        store.command("ZADD", key, "inf", "one")
+        store.command("ZADD", other, 1, "two")
+
+        assert not self.prune(registry)
+
+        assert {"nlp"} == set(registry.queues())
+        store.command("ZREM", key, "one")
+        assert self.prune(registry)
+
     def test_queue_that_was_asked_for_again_stays(self, store: Store, registry: AgentRegistry) -> None:
         """A publish between the look and the act keeps its queue on the table."""
         register(registry)
@@ -146,6 +160,32 @@ class TestDepths:
         assert [1] == registry.depths(["shop:nlp"], steps=STEPS)
 
 
+class TestBacklogs:
+    def test_each_place_is_counted(self, store: Store, registry: AgentRegistry) -> None:
+        """What waits, what isn't due yet and what agents hold are counted apart, started or not."""
+        store.command("RPUSH", "shop:nlp", "{}")
+        store.command("RPUSH", f"shop:nlp{STEPS[3]}", "{}", "{}")
+        store.command("ZADD", store.keys.delayed("shop:nlp"), 1, "a", 2, "b")
+        store.command("ZADD", store.keys.leased("shop:nlp"), 1, "holder:1", "inf", "holder:2", "inf", "holder:3")
+        store.command("ZADD", store.keys.delayed("shop:gpu"), 1, "a")
+
+        assert [
+            Backlog(waiting=0, delayed=1, leased=0),
+            Backlog(waiting=3, delayed=2, leased=3),
+            Backlog(waiting=0, delayed=0, leased=0),
+        ] == registry.backlogs(["shop:gpu", "shop:nlp", "shop:cpu"], steps=STEPS)
+
+    def test_prefix_of_all_keys_is_added(self, redis_url: str) -> None:
+        """Where kombu puts a prefix before every key, it stands before our keys and not within them."""
+        with client_at(redis_url) as client:
+            client.zadd("tenant1:orchestra:{shop}:delayed:shop:nlp", {"a": 1})
+            client.zadd("tenant1:orchestra:{shop}:leased:shop:nlp", {"b": 1, "c": 2})
+            store = Store(lambda: client, Keys("orchestra", FLEET, "tenant1:"), location="")
+            registry = AgentRegistry(store, lost_after_seconds=60, prefix_queues="tenant1:")
+
+            assert [Backlog(waiting=0, delayed=1, leased=2)] == registry.backlogs(["shop:nlp"], steps=STEPS)
+
+
 class TestBury:
     def test_messages_become_dead_letters(self, store: Store, registry: AgentRegistry) -> None:
         """A queue's messages of every priority move to the dead letters, as they were, with queue, time and reason."""
@@ -157,10 +197,10 @@ class TestBury:
         moved = registry.bury("nlp", "shop:nlp", steps=STEPS, reason="unregistered")
 
         assert [raw.encode(), b'{"body": 2}'] == moved
-        letters = [json.loads(letter) for letter in store.command("LRANGE", store.keys.dead, 0, -1)]
-        assert ['{"body": 2}', raw] == [letter["raw"] for letter in letters]
-        assert {("shop:nlp", "unregistered")} == {(letter["queue"], letter["reason"]) for letter in letters}
-        assert abs(store.command("TIME")[0] - letters[0]["at"]) < 60
+        letters = [dead_letters_of(store).show(letter.id) for letter in dead_letters_of(store).list().letters]
+        assert [b'{"body": 2}', raw.encode()] == [letter.message for letter in letters]
+        assert {("shop:nlp", "unregistered")} == {(letter.queue, letter.reason) for letter in letters}
+        assert abs(store.command("TIME")[0] - letters[0].died_at.timestamp()) < 60
         assert [0] == registry.depths(["shop:nlp"], steps=STEPS)
 
     def test_oldest_comes_first(self, store: Store, registry: AgentRegistry) -> None:
@@ -178,6 +218,18 @@ class TestBury:
 
         assert {"gpu"} == set(registry.queues())
         assert (True, False, "2", ("gpu",)) == beat_of(registry, version=version)
+
+    @pytest.mark.parametrize("kind", ["delayed", "leased"])
+    def test_messages_in_transit_are_left(self, store: Store, registry: AgentRegistry, kind: str) -> None:
+        """What isn't due yet or in an agent's hands isn't buried, and its queue stays on the table for it."""
+        register(registry)
+        store.command("LPUSH", "shop:nlp", "{}")
+        key = getattr(store.keys, kind)("shop:nlp")
+        store.command("ZADD", key, 1, "one")
+
+        assert [b"{}"] == registry.bury("nlp", "shop:nlp", steps=STEPS, reason="unregistered")
+
+        assert ({"nlp"}, 1) == (set(registry.queues()), store.command("ZCARD", key))
 
     def test_unknown_queue_changes_nothing(self, store: Store, registry: AgentRegistry) -> None:
         """A queue that isn't on the table is no news."""
@@ -199,7 +251,7 @@ class TestBury:
 
         assert [1000, 400] == moved
         assert {} == registry.queues()
-        assert 1400 == store.command("LLEN", store.keys.dead)
+        assert 1400 == store.command("ZCARD", store.keys.dead_letters)
 
     def test_prefix_of_queues_is_added(self, store: Store) -> None:
         """Where kombu puts a prefix before every key, the queues have it too."""

@@ -4,8 +4,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from orchestra.leases import Lease
 from orchestra.store import Store
 from tests.stores import client_at, publish, store_at
+from tests.transit import Transit, holder_named, transit_at
 
 
 @pytest.fixture
@@ -53,61 +55,84 @@ class TestPublish:
 
 
 class TestHandOn:
-    @staticmethod
-    def hand_on(store: Store, tag: str) -> int:
-        """Hand a delivery on as the transport does, to the queue of those who know `shop.index`."""
-        keys = store.keys
-        lists = ["unacked", "unacked_index", "shop:nlp@shop.index", keys.queues, keys.queues_version]
-        moved: int = store.run("hand_on", lists, [tag, '{"body": 1}', "nlp@shop.index"])
+    TARGET = "shop:nlp@shop.index"
+
+    @pytest.fixture
+    def transit(self, redis_url: str) -> Iterator[Transit]:
+        """Give the shop's messages."""
+        with transit_at(redis_url) as transit:
+            yield transit
+
+    def hand_on(self, transit: Transit, lease: Lease) -> int:
+        """Hand a leased message on as the transport does, to the queue of those who know `shop.index`."""
+        keys = transit.keys
+        moved: int = transit.store.run(
+            "hand_on",
+            [self.TARGET, keys.queues, keys.queues_version],
+            [keys.base, lease.holder, lease.number, lease.queue, self.TARGET, "nlp@shop.index"],
+        )
         return moved
 
-    def test_moves_our_delivery(self, store: Store) -> None:
-        """The delivery is given up, the message waits in its new queue, and the agents hear of that."""
-        store.command("HSET", "unacked", "tag-1", "…")
-        store.command("ZADD", "unacked_index", 1, "tag-1")
+    def test_moves_our_delivery(self, transit: Transit) -> None:
+        """The lease is given up, the message waits in its new queue as it was, and the agents hear of that."""
+        lease = transit.lease(holder_named("a"), '{"body": [1.0, []]}')
 
-        assert 1 == self.hand_on(store, "tag-1")
+        assert 1 == self.hand_on(transit, lease)
 
-        assert [b'{"body": 1}'] == store.command("LRANGE", "shop:nlp@shop.index", 0, -1)
-        assert 0 == store.command("EXISTS", "unacked", "unacked_index")
-        assert [b"nlp@shop.index"] == store.command("ZRANGE", store.keys.queues, 0, -1)
-        assert b"1" == store.command("GET", store.keys.queues_version)
+        assert {self.TARGET} == transit.places('{"body": [1.0, []]}')
+        assert transit.score(lease) is None
+        assert [b"nlp@shop.index"] == transit.store.command("ZRANGE", transit.keys.queues, 0, -1)
+        assert b"1" == transit.store.command("GET", transit.keys.queues_version)
+        assert 1 == transit.store.command("LLEN", transit.keys.wake(self.TARGET))
 
-    def test_moves_nothing_that_is_no_longer_ours(self, store: Store) -> None:
-        """A delivery that went back to its queue in the meantime stays there, so a message is never in two queues."""
-        store.command("ZADD", "unacked_index", 1, "tag-2")
+    @pytest.mark.parametrize("gone", ["settle", "return", "delay"])
+    def test_moves_nothing_that_is_no_longer_ours(self, transit: Transit, gone: str) -> None:
+        """A message that went elsewhere in the meantime stays there, so it's never in two queues."""
+        holder = holder_named("a")
+        lease = transit.lease(holder, "letter")
+        transit.say(holder, gone, lease, transit.now() + 60 if gone == "delay" else "")
+        places = transit.places("letter")
 
-        assert 0 == self.hand_on(store, "tag-1")
+        assert 0 == self.hand_on(transit, lease)
 
-        assert [b"unacked_index"] == store.command("KEYS", "*")
+        assert places == transit.places("letter")
+        assert self.TARGET not in places
+        assert 0 == transit.store.command("EXISTS", transit.keys.queues)
 
-    def test_twice_moves_once(self, store: Store) -> None:
+    def test_twice_moves_once(self, transit: Transit) -> None:
         """A move that is repeated after a lost answer doesn't double the message."""
-        store.command("HSET", "unacked", "tag-1", "…")
+        lease = transit.lease(holder_named("a"), "letter")
 
-        moved = [self.hand_on(store, "tag-1"), self.hand_on(store, "tag-1")]
+        moved = [self.hand_on(transit, lease), self.hand_on(transit, lease)]
 
         assert [1, 0] == moved
-        assert 1 == store.command("LLEN", "shop:nlp@shop.index")
+        assert ["letter"] == transit.waiting(self.TARGET)
 
-    def registered_after(self, store: Store, tag: str) -> float:
-        """Hand one more delivery on, and return the time of the queue's registration then."""
-        store.command("HSET", "unacked", tag, "…")
-        self.hand_on(store, tag)
-        return float(store.command("ZSCORE", store.keys.queues, "nlp@shop.index"))
+    def test_first_come_first_served(self, transit: Transit) -> None:
+        """Messages that are handed on wait behind those that were handed on before them."""
+        holder = holder_named("a")
+        for letter in ("first", "second"):
+            self.hand_on(transit, transit.lease(holder, letter))
 
-    def test_known_queue_is_no_news(self, store: Store) -> None:
+        assert ["first", "second"] == transit.waiting(self.TARGET)
+
+    def registered_after(self, transit: Transit, letter: str) -> float:
+        """Hand one more message on, and return the time of the queue's registration then."""
+        self.hand_on(transit, transit.lease(holder_named("a"), letter))
+        return float(transit.store.command("ZSCORE", transit.keys.queues, "nlp@shop.index"))
+
+    def test_known_queue_is_no_news(self, transit: Transit) -> None:
         """Further messages of the same task don't call every agent to read the table."""
-        self.registered_after(store, "tag-1")
-        self.registered_after(store, "tag-2")
+        self.registered_after(transit, "first")
+        self.registered_after(transit, "second")
 
-        assert b"1" == store.command("GET", store.keys.queues_version)
+        assert b"1" == transit.store.command("GET", transit.keys.queues_version)
 
-    def test_registration_tells_since_when_something_waits(self, store: Store) -> None:
+    def test_registration_tells_since_when_something_waits(self, transit: Transit) -> None:
         """The first message of a row renews the queue's registration, and those that join it don't."""
-        first, second = self.registered_after(store, "tag-1"), self.registered_after(store, "tag-2")
-        store.command("DEL", "shop:nlp@shop.index")
-        third = self.registered_after(store, "tag-3")
+        first, second = self.registered_after(transit, "first"), self.registered_after(transit, "second")
+        transit.store.command("DEL", self.TARGET)
+        third = self.registered_after(transit, "third")
 
         assert first == second < third
 

@@ -1,7 +1,7 @@
 """A task's life is written down, and moves forward only."""
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
@@ -11,8 +11,8 @@ from orchestra.types import TaskRecord, TaskState
 from tests.stores import manager_of, publish, states_of, store_at
 
 SUBMITTED, RUNNING, RETRYING = TaskState.SUBMITTED, TaskState.RUNNING, TaskState.RETRYING
-SUCCEEDED, FAILED, CANCELLED = TaskState.SUCCEEDED, TaskState.FAILED, TaskState.CANCELLED
-ENDS = (SUCCEEDED, FAILED, CANCELLED)
+SUCCEEDED, FAILED, CANCELLED, EXPIRED = TaskState.SUCCEEDED, TaskState.FAILED, TaskState.CANCELLED, TaskState.EXPIRED
+ENDS = (SUCCEEDED, FAILED, CANCELLED, EXPIRED)
 
 
 @pytest.fixture
@@ -113,6 +113,45 @@ class TestRead:
         assert record.finished_at is not None
         assert before <= record.submitted_at < record.started_at < record.finished_at <= after
         assert UTC is record.submitted_at.tzinfo
+
+    @pytest.mark.parametrize(
+        ("note", "until"),
+        [
+            ("not before 2030-01-02T03:04:05.678+00:00", datetime(2030, 1, 2, 3, 4, 5, 678_000, UTC)),
+            ("not before 2030-01-02T03:04:05+02:00", datetime(2030, 1, 2, 3, 4, 5, 0, timezone(timedelta(hours=2)))),
+            ("not before 2030-01-02T03:04:05", datetime(2030, 1, 2, 3, 4, 5, 0, UTC)),
+            ("not before noon", None),
+            ("", None),
+        ],
+    )
+    def test_delay(self, store: Store, states: StateManager, note: str, until: datetime | None) -> None:
+        """A delayed task's record tells the time that it waits for, by the publish's note; without a zone it's UTC."""
+        publish(store, "1", note=note)
+
+        record = states.read("1")
+
+        assert record is not None
+        assert until == record.not_before
+        assert until is None or until.utcoffset() == (record.not_before or until).utcoffset()
+
+    def test_delay_is_over(self, store: Store, states: StateManager) -> None:
+        """A task that has started or ended waits for nothing, until it's to be tried again after a while."""
+        moment = datetime(2030, 1, 2, tzinfo=UTC)
+        publish(store, "1", note=f"not before {moment.isoformat()}")
+        states.advance("1", RUNNING)
+
+        running = states.read("1")
+        publish(store, "1", attempt=2, note=f"not before {moment.isoformat()}")
+        states.advance("1", RETRYING, attempt=1, note="TimeoutError: not before; 2040-01-01")
+        retrying = states.read("1")
+
+        assert running is not None
+        assert retrying is not None
+        assert (None, moment) == (running.not_before, retrying.not_before)
+        states.advance("1", CANCELLED, attempt=2, note=f"not before {moment.isoformat()}")
+        cancelled = states.read("1")
+        assert cancelled is not None
+        assert cancelled.not_before is None
 
     def test_is_by_the_fleet(self, store: Store, states: StateManager, redis_url: str) -> None:
         """Two apps on one Redis do not see each other's tasks."""
@@ -317,7 +356,7 @@ class TestExpiry:
         assert 1_000 < store.command("PTTL", key) <= 60_000
 
         store.command("PEXPIRE", key, 1_000)
-        states.cancel("1")  # refused
+        states.advance("1", SUBMITTED)  # refused
         assert store.command("PTTL", key) <= 1_000
 
         states.advance("1", SUCCEEDED)
@@ -339,8 +378,6 @@ class TestAdvanceArguments:
 
     def test_are_those_of_the_script(self) -> None:
         """A store that advances a record in a script of its own passes the same arguments."""
-        arguments = advance_arguments(
-            FAILED, leaving=[None, RUNNING], agent="a@h", attempt=2, note="why", name="shop.index", ttl_seconds=1.5
-        )
+        arguments = advance_arguments(FAILED, agent="a@h", attempt=2, note="why", name="shop.index", ttl_seconds=1.5)
 
-        assert ["failed", " - running ", "a@h", 2, "why", 1500, "shop.index"] == arguments
+        assert ["failed", " - submitted running retrying ", "a@h", 2, "why", 1500, "shop.index"] == arguments

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from orchestra.embedded import EmbeddedServer
 from orchestra.state import LEGAL, StateManager
 from orchestra.store import Store
-from orchestra.types import TaskRecord, TaskState
+from orchestra.types import Cancelled, TaskRecord, TaskState
 from tests.stores import manager_of, publish, states_of, store_at
 
 SUBMITTED, RUNNING, RETRYING = TaskState.SUBMITTED, TaskState.RUNNING, TaskState.RETRYING
-SUCCEEDED, FAILED, CANCELLED = TaskState.SUCCEEDED, TaskState.FAILED, TaskState.CANCELLED
-ENDS = (SUCCEEDED, FAILED, CANCELLED)
+SUCCEEDED, FAILED, CANCELLED, EXPIRED = TaskState.SUCCEEDED, TaskState.FAILED, TaskState.CANCELLED, TaskState.EXPIRED
+ENDS = (SUCCEEDED, FAILED, CANCELLED, EXPIRED)
 
 
 @pytest.fixture
@@ -82,19 +82,21 @@ class TestCancel:
         for number in range(1, attempt + 1):
             publish(store, "1", attempt=number)
 
-        assert CANCELLED is states.cancel("1", note="by its submitter")
+        assert (Cancelled.WAITING, "") == states.cancel("1", note="by its submitter")
 
         record = states.read("1")
         assert record is not None
         assert (CANCELLED, attempt, "by its submitter") == (record.state, record.attempt, record.history[-1].note)
         assert record.finished_at is not None
 
-    def test_running_task_is_not(self, store: Store, states: StateManager) -> None:
-        """A task that has started isn't cancelled, and the caller learns that it runs."""
+    def test_running_task_is_cancelled(self, store: Store, states: StateManager) -> None:
+        """A task that runs is cancelled, and the caller learns on which agent."""
         publish(store, "1")
-        states.advance("1", RUNNING)
+        states.advance("1", RUNNING, agent="text@a")
 
-        assert RUNNING is states.cancel("1")
+        assert (Cancelled.RUNNING, "text@a") == states.cancel("1")
+
+        assert CANCELLED is states.advance("1", SUCCEEDED, agent="text@a")
 
     @pytest.mark.parametrize("end", ENDS)
     def test_finished_task_stays(self, store: Store, states: StateManager, end: TaskState) -> None:
@@ -102,11 +104,12 @@ class TestCancel:
         publish(store, "1")
         states.advance("1", end)
 
-        assert end is states.cancel("1")
+        told = Cancelled.BEFORE if end is CANCELLED else Cancelled.FINISHED
+        assert (told, "") == states.cancel("1")
 
     def test_unknown_task_is_none(self, store: Store, states: StateManager) -> None:
         """What isn't known can't be cancelled, and nothing is written down."""
-        assert states.cancel("1") is None
+        assert (Cancelled.UNKNOWN, "") == states.cancel("1")
 
         assert [] == store.command("KEYS", "*")
 
@@ -116,6 +119,19 @@ class TestCancel:
         states.cancel("1")
 
         assert CANCELLED is states.advance("1", RUNNING, agent="text@a")
+
+    def test_retry_of_a_cancelled_task(self, store: Store, states: StateManager) -> None:
+        """A retry of a task that was cancelled while it ran isn't published; its first attempt may be, anew."""
+        publish(store, "1")
+        states.advance("1", RUNNING, agent="text@a")
+        states.cancel("1")
+        before = states.read("1")
+
+        assert 2 == publish(store, "1", attempt=2)
+
+        assert (before, 1) == (states.read("1"), store.command("LLEN", "shop:nlp"))
+        assert 1 == publish(store, "1")
+        assert [SUBMITTED] == states_of(states.read("1"))
 
     def test_new_publish_opens_it_again(self, store: Store, states: StateManager) -> None:
         """A task that is published anew after it finished begins a new life, without the old one's traces."""
@@ -132,11 +148,11 @@ class TestCancel:
         assert RUNNING is states.advance("1", RUNNING, attempt=2)
 
 
-def together(*steps: Callable[[], TaskState | None]) -> Sequence[TaskState | None]:
+def together(*steps: Callable[[], object]) -> Sequence[object]:
     """Do all steps at once, each in a thread."""
     barrier = Barrier(len(steps))
 
-    def at_once(step: Callable[[], TaskState | None]) -> TaskState | None:
+    def at_once(step: Callable[[], object]) -> object:
         barrier.wait(timeout=30)
         return step()
 
@@ -152,7 +168,7 @@ class TestConcurrency:
             task_id = uuid4().hex
             publish(lasting_store, task_id)
 
-            told = together(*(partial(states.advance, task_id, ENDS[at % 3], agent=f"a{at}") for at in range(6)))
+            told = together(*(partial(states.advance, task_id, end, agent=f"a{end}") for end in (*ENDS, *ENDS)))
 
             record = states.read(task_id)
             assert record is not None
@@ -160,19 +176,24 @@ class TestConcurrency:
             assert {record.state} == set(told)
             assert record.agent == record.history[-1].agent
 
-    def test_cancel_and_start_exclude_each_other(self, lasting_store: Store) -> None:
-        """A task that is cancelled while an agent takes it up either runs or is cancelled, and both sides agree."""
+    def test_cancel_and_start_know_of_each_other(self, lasting_store: Store) -> None:
+        """Of a task that is cancelled while an agent takes it up, either the agent hears of it, or who cancels does."""
         states = manager_of(lasting_store)
         for _ in range(40):
             task_id = uuid4().hex
             publish(lasting_store, task_id)
 
-            told = together(partial(states.advance, task_id, RUNNING, agent="text@a"), partial(states.cancel, task_id))
+            started, cancelled = together(
+                partial(states.advance, task_id, RUNNING, agent="text@a"), partial(states.cancel, task_id)
+            )
 
             record = states.read(task_id)
             assert record is not None
-            assert {record.state} == set(told)
-            assert record.state in {RUNNING, CANCELLED}
+            assert CANCELLED is record.state
+            assert (started, cancelled) in {
+                (RUNNING, (Cancelled.RUNNING, "text@a")),
+                (CANCELLED, (Cancelled.WAITING, "")),
+            }
 
 
 attempts = st.integers(1, 3)
@@ -197,17 +218,20 @@ class TestEveryLife:
                 publish(lasting_store, task_id, attempt=attempt)
                 check_publish(before, states.read(task_id), attempt)
                 continue
-            told = (
-                states.cancel(task_id)
-                if step == "cancel"
-                else states.advance(task_id, state, agent="text@a", attempt=attempt, note="why")
-            )
-            check_advance(before, states.read(task_id), told, step, state, attempt)
+            if step == "cancel":
+                what, _ = states.cancel(task_id)
+                check_cancel(before, states.read(task_id), what)
+                continue
+            told = states.advance(task_id, state, agent="text@a", attempt=attempt, note="why")
+            check_advance(before, states.read(task_id), told, state, attempt)
 
 
 def check_publish(before: TaskRecord | None, after: TaskRecord | None, attempt: int) -> None:
     """Hold a publish against its rules."""
     assert after is not None
+    if before is not None and before.state is CANCELLED and attempt > 1:
+        assert before == after
+        return
     assert attempt == after.attempt
     if before is None or before.state.finished:
         assert [SUBMITTED] == states_of(after)
@@ -216,19 +240,26 @@ def check_publish(before: TaskRecord | None, after: TaskRecord | None, attempt: 
         assert (RETRYING if attempt > 1 else SUBMITTED) is after.state
 
 
+def check_cancel(before: TaskRecord | None, after: TaskRecord | None, what: Cancelled) -> None:
+    """Hold a cancellation against its rules."""
+    assert bool(what) == (after is not None and after.state is CANCELLED)
+    if before is None or before.state.finished:
+        assert before == after
+        return
+    assert after is not None
+    assert (before.history, before.attempt) == (after.history[:-1], after.attempt)
+    assert (what is Cancelled.RUNNING) == (before.state is RUNNING)
+    assert after.finished_at is not None
+
+
 def check_advance(
-    before: TaskRecord | None,
-    after: TaskRecord | None,
-    told: TaskState | None,
-    step: str,
-    state: TaskState,
-    attempt: int,
+    before: TaskRecord | None, after: TaskRecord | None, told: TaskState | None, state: TaskState, attempt: int
 ) -> None:
     """Hold a change against its rules."""
     assert told == (None if after is None else after.state)
     standing = None if before is None else before.state
     late = before is not None and 0 < attempt < before.attempt
-    legal = standing in ((SUBMITTED, RETRYING) if step == "cancel" else LEGAL[state])
+    legal = standing in LEGAL[state]
     if legal and not late:
         assert after is not None
         assert (state, attempt or (before.attempt if before else 1)) == (after.state, after.attempt)

@@ -2,18 +2,19 @@
 
 import os
 import pickle
+import re
 from collections.abc import Iterator
 
 import pytest
 from redis import Redis
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoPermissionError, NoScriptError
 from redis.retry import Retry
 
 from orchestra.embedded import EmbeddedServer
 from orchestra.exceptions import AgentOrchestraException, BrokerUnavailableError, ConfigurationError
-from orchestra.store import Keys, Store, load_script, mapped_errors, pairs_of, text_of, texts_of
+from orchestra.store import Keys, Store, load_script, mapped_errors, pairs_of, refuse_old, text_of, texts_of
 from tests.stores import client_at, store_at
 
 
@@ -29,7 +30,15 @@ class TestKeys:
         """Every key of ours begins with the prefix and the fleet's hash tag."""
         keys = Keys("orchestra", "shop")
 
-        named = [keys.queues, keys.queues_version, keys.agents, keys.agent("a@h"), keys.catalogue, keys.dead]
+        named = [
+            keys.queues,
+            keys.queues_version,
+            keys.agents,
+            keys.agent("a@h"),
+            keys.catalogue,
+            keys.dead_letters,
+            keys.deliveries,
+        ]
 
         assert "orchestra:{shop}:task:7c9e" == keys.task("7c9e")
         assert all(name.startswith("orchestra:{shop}:") for name in named)
@@ -197,6 +206,38 @@ class TestStore:
         assert [] == forgotten
 
 
+class TestVersion:
+    @pytest.mark.parametrize("version", ["6.0.16", "5.0", "6.1"])
+    def test_too_old(self, version: str) -> None:
+        """A server that lacks what agents need is refused, with its version and what is needed."""
+        with pytest.raises(ConfigurationError, match=rf"here:1 is version {re.escape(version)}; agents need 6\.2"):
+            refuse_old(version, "here:1")
+
+    @pytest.mark.parametrize("version", ["6.2.0", "7.2.4", "10.0", "", "unstable"])
+    def test_good_enough(self, version: str) -> None:
+        """Later ones pass, and those that don't tell."""
+        refuse_old(version, "here:1")
+
+    def test_the_servers_own(self, store: Store) -> None:
+        """The server is asked, this one will do, and its process has a name."""
+        store.check_version()
+
+        assert store.command("INFO", "server")["run_id"] == store.process()
+
+    def test_a_user_without_the_right(self, store: Store, redis_url: str) -> None:
+        """A server that doesn't let us ask is taken at its word."""
+        store.command("ACL", "SETUSER", "shy", "on", ">quiet", "~*", "+@all", "-info")
+        address = redis_url.rpartition("@")[2]
+        try:
+            with Redis.from_url(f"redis://shy:quiet@{address}") as asking:
+                with pytest.raises(NoPermissionError):
+                    asking.info()
+                Store(lambda: asking, store.keys, location="here:1").check_version()
+                assert not Store(lambda: asking, store.keys, location="here:1").process()
+        finally:
+            store.command("ACL", "DELUSER", "shy")
+
+
 class TestErrors:
     def test_unreachable_server_is_named(self) -> None:
         """Who can't reach Redis reads where it was looked for and what to check, and may try again."""
@@ -243,6 +284,15 @@ class TestErrors:
 
             assert AgentOrchestraException is type(caught.value)
             assert redis_server.url.split("@")[0].rpartition(":")[2] not in str(caught.value)
+
+    def test_full_server_may_take_it_later(self, store: Store) -> None:
+        """A server that takes nothing in is asked once, and again by whoever can wait; what to do is said."""
+        store.command("CONFIG", "SET", "min-replicas-to-write", 1)
+        try:
+            with pytest.raises(BrokerUnavailableError, match=r"takes nothing in: NOREPLICAS.*more memory or disk"):
+                store.command("SET", "a", 1)
+        finally:
+            store.command("CONFIG", "SET", "min-replicas-to-write", 0)
 
     def test_slow_server_counts_as_unreachable(self, redis_url: str) -> None:
         """A server that doesn't answer in time can't be reached."""

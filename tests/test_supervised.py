@@ -3,6 +3,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from threading import Thread
 
 import pytest
 
@@ -119,3 +120,29 @@ class TestTend:
         waits = [death_of(process).restart_in_seconds for _ in range(2)]
 
         assert waits == [0.5, 1.0]
+
+
+class TestKill:
+    def test_after_an_interrupted_start(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """An interrupt right before the process is listened to leaves something that can be ended."""
+        process = Supervised(
+            name="one",
+            command=[sys.executable, "-c", READY_THEN_SLEEP],
+            ready_line=re.compile("here I am"),
+            hear=lambda _name, _line: None,
+        )
+
+        def interrupt_the_reader(thread: Thread, start: Callable[[Thread], None] = Thread.start) -> None:
+            if thread.name.startswith("reader"):
+                raise KeyboardInterrupt
+            start(thread)
+
+        monkeypatch.setattr(Thread, "start", interrupt_the_reader)
+        with pytest.raises(KeyboardInterrupt):
+            process.start()
+        process.kill()
+
+        assert process.pid is None
+        assert process._child is not None
+        assert process._child.output is not None
+        process._child.output.close()

@@ -9,6 +9,7 @@ from orchestra.queues import QueueNames
 from orchestra.registry import AgentRegistry
 from orchestra.store import Store
 from orchestra.sweep import QUEUE_TTL_SECONDS, Buried, Sweep
+from tests.dead import dead_letters_of
 from tests.stores import FLEET, publish, register, store_at
 
 STEPS = ("", "\x06\x166")
@@ -63,8 +64,9 @@ class TestUnknownTasks:
         sweep.run()
 
         assert [Buried("shop.gone", [b'{"headers": {"id": "1"}}'])] == buried
-        letter = json.loads(store.command("LPOP", store.keys.dead))
-        assert ("unregistered", "shop:nlp@shop.gone") == (letter["reason"], letter["queue"])
+        letter = dead_letters_of(store).show("1")
+        assert ("unregistered", "shop:nlp@shop.gone", "nlp") == (letter.reason, letter.queue, letter.requires)
+        assert "No agent has known shop.gone for 3600 s." == letter.error
         assert {"nlp"} == set(registry.queues())
 
     def test_left_while_an_agent_knows_them(
@@ -119,6 +121,15 @@ class TestUnusedQueues:
         sweep.run()
 
         assert stays == (suffix in registry.queues())
+
+    def test_one_with_a_delayed_task_stays(self, store: Store, sweep: Sweep, registry: AgentRegistry) -> None:
+        """A task that was submitted for next week finds its queue then."""
+        registered_ago(store, "gpu", QUEUE_TTL_SECONDS + 60)
+        store.command("ZADD", store.keys.delayed("shop:gpu"), 9e9, "one")
+
+        sweep.run()
+
+        assert "gpu" in registry.queues()
 
     def test_a_name_that_a_newer_version_wrote_is_left_alone(
         self, store: Store, sweep: Sweep, registry: AgentRegistry

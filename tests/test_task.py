@@ -10,6 +10,7 @@ from celery.exceptions import Ignore, Reject
 from celery.exceptions import Retry as CeleryRetry
 
 from orchestra.exceptions import ConfigurationError, PermanentError, RetryableError, ValidationError
+from orchestra.retry_budget import RetryBudget
 from orchestra.task import OrchestraTask
 from tests.fleets import app_at
 from tests.sample_tasks import AT_ONCE, FAILURES, Document, declare_tasks
@@ -39,8 +40,16 @@ class TestDeclaration:
             ({"backoff": 3}, "Backoff"),
             ({"retry_on": ("ValueError",)}, "exception classes"),
             ({"never_retry": (3,)}, "exception classes"),
+            ({"max_lost_processes": -1}, "at least 0"),
+            ({"max_lost_processes": True}, "at least 0"),
+            ({"max_lost_agents": 1.5}, "at least 0"),
+            ({"dead_letters": 1}, "True or False"),
+            ({"dead_letters": "no"}, "True or False"),
             ({"max_attempts": 3, "max_retries": 2}, "max_retries: keep one"),
+            ({"max_attempts": 3, "max_retries": None}, "max_retries: keep one"),
             ({"max_attempts": 3, "autoretry_for": (OSError,)}, "autoretry_for: keep one"),
+            ({"retry_on": OSError, "autoretry_for": (OSError,)}, "retry_on and Celery's autoretry_for: keep one"),
+            ({"retry_budget": 3}, "RetryBudget"),
         ],
     )
     def test_nonsense_is_refused(self, idle: Any, options: dict[str, Any], words: str) -> None:
@@ -78,12 +87,80 @@ class TestDeclaration:
         assert ("gpu", "cpu") == (task.requires, other.requires)
         assert task.enforced
 
+    @pytest.mark.parametrize(
+        ("said", "option", "words"),
+        [
+            ({"max_attempts": 0}, {}, "at least 1"),
+            ({"max_attempts": 3, "max_retries": 2}, {}, "max_retries: keep one"),
+            ({"max_attempts": 3}, {"max_retries": 2}, "max_retries: keep one"),
+            ({"autoretry_for": (OSError,)}, {"max_attempts": 3}, "autoretry_for: keep one"),
+            ({"max_attempts": 3}, {"autoretry_for": (OSError,)}, "autoretry_for: keep one"),
+        ],
+    )
+    def test_bases_are_checked_too(self, idle: Any, said: dict[str, Any], option: dict[str, Any], words: str) -> None:
+        """What a base says in its class body is refused with the task on top of it, as is what contradicts it."""
+        base = type("Base", (OrchestraTask,), {"abstract": True, **said})
+
+        with pytest.raises(ConfigurationError, match=r"Task t\.based") as caught:
+            idle.task(name="t.based", base=base, lazy=False, shared=False, **option)(_nothing)
+
+        assert words in str(caught.value)
+
+    def test_the_nearest_word_on_attempts_counts(self, idle: Any) -> None:
+        """A task's own `max_attempts` comes before its base's, and before a base's `max_retries` as well."""
+
+        class Patient(Task):
+            abstract = True
+            max_retries = 9
+
+        class Tried(OrchestraTask):
+            abstract = True
+            max_attempts = 9
+
+        for base in (Patient, Tried):
+            task = idle.task(name=f"t.{base.__name__}", base=base, max_attempts=2, lazy=False, shared=False)(_nothing)
+            further = idle.task(name=f"t.{base.__name__}.2", base=type(task), lazy=False, shared=False)(_nothing)
+
+            assert (1, 1) == (task.max_retries, further.max_retries)
+
+    def test_classes_that_are_registered(self, idle: Any) -> None:
+        """A task that is a class says it in its body."""
+
+        class Fetch(OrchestraTask):
+            name = "t.fetch"
+            max_attempts = 5
+            backoff = AT_ONCE
+            retry_on = KeyError
+
+            def run(self) -> int:
+                return FAILURES.next()
+
+        FAILURES.set(KeyError("a"), KeyError("b"))
+
+        assert 3 == idle.register_task(Fetch()).apply().get()
+
+    def test_budget(self, idle: Any) -> None:
+        """A task that declares how it is tried again has a budget, the default one unless it says otherwise."""
+        own = RetryBudget(ratio=0.5)
+        declared: list[dict[str, Any]] = [{"max_attempts": 2}, {"retry_budget": own}, {"retry_on": OSError}]
+        tasks = [
+            idle.task(name=f"t.budget{number}", shared=False, **options)(_nothing)
+            for number, options in enumerate(declared)
+        ]
+        off = idle.task(name="t.budget.off", shared=False, max_attempts=2, retry_budget=False)(_nothing)
+
+        assert [RetryBudget(), own, RetryBudget()] == [task.retry_policy.budget for task in tasks]
+        assert off.retry_policy.budget is None
+        assert idle.tasks["t.loose"].retry_policy.budget is None
+
     def test_retry_policy(self, idle: Any) -> None:
         """The options of a task are its policy; a task that declares none retries what asks for it alone."""
         assert 3 == idle.tasks["t.strict"].retry_policy.max_attempts
         assert not idle.tasks["t.strict"].retry_policy.explicit_only
         assert idle.tasks["t.loose"].retry_policy.explicit_only
         assert not idle.tasks["t.listed"].retry_policy.explicit_only
+        one = idle.task(name="t.one", retry_on=KeyError, never_retry=[OSError], shared=False)(_nothing)
+        assert (KeyError, OSError) == (one.retry_policy.retry_on[0], one.retry_policy.never_retry[0])
         forever = idle.task(name="t.forever", max_retries=None, shared=False)(_nothing)
         assert forever.retry_policy.max_attempts is None
 

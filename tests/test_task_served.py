@@ -1,6 +1,5 @@
 """OrchestraTask on an agent: arguments are brought to life, and errors settled."""
 
-import socket
 from collections.abc import Iterator
 from datetime import UTC, date, datetime
 from typing import Any
@@ -17,13 +16,14 @@ from tests.fleets import agent_of, app_at
 from tests.processes import until
 from tests.sample_tasks import FAILURES, Document, declare_tasks
 
-REFUSALS: list[bool] = []  # whether to refuse, one for each publish
+REFUSALS: list[Exception | None] = []  # what a publish is refused with, one for each
 
 
 def _route(name: str, *_: Any, **__: Any) -> None:
-    """Route nothing; but raise, as a lost connection would, where a publish is to be refused."""
-    if name == "t.strict" and REFUSALS and REFUSALS.pop(0):
-        raise ConnectionError("no publishing now")
+    """Route nothing; but raise where a publish is to be refused."""
+    refusal = REFUSALS.pop(0) if REFUSALS and name in {"t.strict", "t.once"} else None
+    if refusal is not None:
+        raise refusal
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ class TestSettling:
 
         assert 3 == result.get(timeout=10)
         record = served.state.read(result.id)
-        assert (3, socket.gethostname(), None) == (record.attempt, record.agent, record.error)
+        assert (3, "agent@test", None) == (record.attempt, record.agent, record.error)
         assert ["submitted", *["running", "retrying"] * 2, "running", "succeeded"] == _states(served, result.id)
         assert ["RetryableError: first", "ConnectionError: second"] == [
             str(entry.note).rpartition("; ")[2] for entry in record.history if entry.state is TaskState.RETRYING
@@ -170,13 +170,35 @@ class TestSettling:
     def test_a_retry_that_cannot_be_published(self, served: Any) -> None:
         """The message goes back to its queue, so that the task is neither lost nor failed."""
         FAILURES.set(RetryableError("first"), RetryableError("second"))
-        REFUSALS.extend([False, True])
+        REFUSALS.extend([None, ConnectionError("no publishing now")])
 
         result = served.tasks["t.strict"].delay()
 
         assert 3 == result.get(timeout=10)
         assert [] == REFUSALS
         assert ["submitted", "running", "running", "retrying", "running", "succeeded"] == _states(served, result.id)
+
+    @pytest.mark.parametrize(
+        ("task", "refusal"),
+        [("t.strict", ValidationError("it can never be sent")), ("t.once", ConnectionError("no publishing now"))],
+    )
+    def test_a_retry_that_cannot_go_back(self, served: Any, task: str, refusal: Exception) -> None:
+        """What could never be published, and what runs at most once and is gone from its queue, fails visibly."""
+        FAILURES.set(RetryableError("first"))
+        REFUSALS.extend([None, refusal])
+
+        result = served.tasks[task].delay()
+
+        with pytest.raises(RetryableError, match="first"):
+            result.get(timeout=10)
+        assert (1, []) == (FAILURES.attempts, REFUSALS)
+        assert TaskState.FAILED is served.state.read(result.id).state
+
+    def test_without_a_bound(self, served: Any) -> None:
+        """`max_retries=None` beside our classes of errors tries for ever."""
+        FAILURES.set(*(KeyError(number) for number in range(12)))
+
+        assert 13 == served.tasks["t.endless"].delay().get(timeout=20)
 
     def test_ignored_results_are_recorded(self, served: Any) -> None:
         """A task without a result has a record all the same, good end or bad."""
@@ -195,7 +217,7 @@ class TestSettling:
         FAILURES.set()
         result = served.tasks["t.strict"].apply_async(expires=datetime(2020, 1, 1, tzinfo=UTC))
 
-        until(lambda: served.state.read(result.id).state is TaskState.CANCELLED, seconds=10)
+        until(lambda: served.state.read(result.id).state is TaskState.EXPIRED, seconds=10)
         assert "REVOKED" == result.state
         assert 0 == FAILURES.attempts
 

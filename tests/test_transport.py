@@ -16,7 +16,6 @@ from orchestra.embedded import EmbeddedServer
 from orchestra.store import text_of
 from orchestra.transport import (
     FleetConnection,
-    ScarceSkillFirst,
     SentinelChannel,
     SentinelTransport,
     Transport,
@@ -142,7 +141,7 @@ class TestPut:
         assert ["EVALSHA"] == [command.split()[0] for command in commands]
 
     def test_what_is_written(self, app: Any, client: Redis) -> None:
-        """The queue's list, the record, and the table of queues with its version, and nothing else."""
+        """The queue's list, a word for an idle agent, the record, and the table of queues; nothing else."""
         result = app.tasks["shop.add"].delay(1, 2)
 
         record = app.state.read(result.id)
@@ -151,6 +150,7 @@ class TestPut:
             f"orchestra:{{shop}}:task:{result.id}",
             "orchestra:{shop}:queues",
             "orchestra:{shop}:queues:version",
+            "orchestra:{shop}:wake:shop:nlp",
         } == _keys(client)
         assert ("shop.add", "nlp", "shop:nlp", TaskState.SUBMITTED) == (
             record.name,
@@ -173,18 +173,6 @@ class TestPut:
 
         assert not any("task" in key for key in _keys(client))
         assert 1 == client.llen("letters")
-
-    def test_batches_take_records_along(self, app: Any, redis_url: str, client: Redis) -> None:
-        """A `Producer.batch()` of kombu's buffers our script's call like any other, and sends all in one go."""
-        add = app.tasks["shop.add"]
-        add.delay(0, 0)
-        with commands_at(redis_url) as commands, app.producer_pool.acquire() as producer, producer.batch():
-            results = [add.apply_async((number, 1), producer=producer) for number in range(3)]
-            assert 1 == client.llen("shop:nlp\x06\x166")
-
-        assert 3 == sum(command.startswith("EVAL ") for command in commands)
-        assert {TaskState.SUBMITTED} == {app.state.read(result.id).state for result in results}
-        assert 4 == client.llen("shop:nlp\x06\x166")
 
     @pytest.mark.parametrize("prefix", ["", "pre:"])
     @pytest.mark.parametrize("batch", [False, True])
@@ -266,31 +254,7 @@ class TestFailover:
             assert TaskState.SUBMITTED is app.state.read(result.id).state
 
 
-class TestScarceSkillFirst:
-    QUEUES = ("celery", "shop:nlp", "shop:gpu+mem_gb~ge~16", "shop:gpu")
-
-    def test_demanding_queues_come_first(self) -> None:
-        """An agent does the work that only it can do before work that others could do as well."""
-        order = ScarceSkillFirst(list(self.QUEUES)).consume(4)
-
-        assert ["shop:gpu+mem_gb~ge~16", "shop:nlp", "shop:gpu", "celery"] == order
-
-    def test_undemanding_work_is_not_starved(self) -> None:
-        """One look in eight goes by turns: over time every queue is looked into first."""
-        cycle = ScarceSkillFirst(list(self.QUEUES))
-
-        firsts = []
-        for _ in range(64):
-            firsts.append(cycle.consume(4)[0])
-            cycle.rotate(firsts[-1])
-
-        assert set(self.QUEUES) == set(firsts)
-        assert 56 <= firsts.count("shop:gpu+mem_gb~ge~16")
-
-    def test_no_queue(self) -> None:
-        """There may be nothing to look into."""
-        assert [] == ScarceSkillFirst().consume(3)
-
+class TestQueueOrder:
     def test_a_project_may_choose_another_order(self) -> None:
         """`queue_order_strategy` in the transport's options stays the project's."""
         options = {"broker_transport_options": {"queue_order_strategy": "sorted"}}

@@ -15,10 +15,10 @@ class TestTaskState:
         assert [state.name.lower() for state in TaskState] == [state.value for state in TaskState]
 
     def test_only_ends_are_finished(self) -> None:
-        """A task is finished when it succeeded, failed or was cancelled, and not before."""
+        """A task is finished when it succeeded, failed, expired or was cancelled, and not before."""
         finished = {state for state in TaskState if state.finished}
 
-        assert {TaskState.SUCCEEDED, TaskState.FAILED, TaskState.CANCELLED} == finished
+        assert {TaskState.SUCCEEDED, TaskState.FAILED, TaskState.CANCELLED, TaskState.EXPIRED} == finished
 
 
 class TestUrgency:

@@ -7,7 +7,7 @@ from typing import Self
 import pytest
 
 from orchestra.frozen_clock import FrozenClock
-from orchestra.utils import TTLCache, is_secret_name, mask_fields, mask_text, shorten
+from orchestra.utils import TTLCache, error_text, is_secret_name, mask_fields, mask_text, shorten
 
 
 class TestMaskText:
@@ -199,3 +199,23 @@ class TestTTLCacheAmongThreads:
         cache = TTLCache(overtaken, ttl_seconds=3600)
 
         assert [1, 2, 2] == [cache.get("tea") for _ in range(3)]
+
+
+class _UnreadableError(Exception):
+    def __str__(self) -> str:
+        raise KeyError(self)
+
+
+class TestErrorText:
+    @pytest.mark.parametrize(
+        ("error", "text"),
+        [
+            (ValueError("no"), "ValueError: no"),
+            (KeyError("x"), "KeyError: 'x'"),
+            (SystemExit(), "SystemExit: "),
+            (_UnreadableError(), "_UnreadableError: its text can't be had, for KeyError"),
+        ],
+    )
+    def test_whatever_its_words_are(self, error: BaseException, text: str) -> None:
+        """An error is told by its class and its words, also one that raises another when it's asked for them."""
+        assert text == error_text(error)

@@ -15,7 +15,7 @@ from kombu.utils.json import dumps
 from pydantic import BaseModel
 
 from orchestra.exceptions import PayloadError, ValidationError
-from orchestra.validation import check_payload, validate_delay, validate_task_type, validate_timeout
+from orchestra.validation import check_payload, validate_delay, validate_priority, validate_task_type, validate_timeout
 
 
 def size_of(*args: Any, **kwargs: Any) -> int:
@@ -105,6 +105,22 @@ def depth(value: object) -> int:
     if isinstance(value, dict):
         return 1 + max(map(depth, value.values()), default=0)
     return 1 + max(map(depth, value), default=0) if isinstance(value, list) else 0
+
+
+class TestPriority:
+    @pytest.mark.parametrize("value", [None, 0, 9, 3.0, -1, 255])
+    def test_numbers(self, value: float | None) -> None:
+        """Any number is a priority, as for Celery; none stays none."""
+        assert value == validate_priority(value)
+
+    @pytest.mark.parametrize("value", ["high", "", "3", True, False, float("nan"), float("inf"), [3], object()])
+    def test_others_are_refused(self, value: object) -> None:
+        """What is no number is refused, with the names of the urgencies."""
+        with pytest.raises(
+            ValidationError, match=r"is no priority: give a number .* critical, high, normal, low"
+        ) as caught:
+            validate_priority(value)
+        assert "priority" == caught.value.errors[0].field
 
 
 class TestCheckPayload:

@@ -25,8 +25,11 @@ from orchestra import (
     Urgency,
     ValidationError,
 )
+from orchestra.explanations import CauseKind, EstimatedWait, Explanation
+from orchestra.letters import DeadLetter
+from orchestra.retry_budget import RetryBudget
 from orchestra.task import OrchestraTask
-from orchestra.types import Health, HistoryEntry, QueueInfo, TaskRecord
+from orchestra.types import Cancelled, Health, HistoryEntry, QueueInfo, TaskRecord
 
 app = OrchestraCelery("shop", broker="redis://127.0.0.1:1/0", set_as_current=False)
 
@@ -50,11 +53,13 @@ def bare(number: int) -> str:
 @app.task(
     requires={"nlp", "mem_gb>=16"},
     urgency="high",
+    on_unroutable="dead_letter_after:600",
     timeout=30,
     max_attempts=3,
     backoff=Backoff(base_seconds=1.0, max_seconds=60.0, jitter="none"),
     retry_on=(LookupError,),
-    never_retry=(KeyError,),
+    never_retry=KeyError,
+    retry_budget=RetryBudget(ratio=0.5, floor_per_second=1.0, window_seconds=60.0),
     acks_late=False,
     name="shop.index",
     shared=False,
@@ -99,7 +104,7 @@ def declared() -> None:
 def sent(document: Document, moment: datetime) -> None:
     """Send tasks in Celery's ways, with our options."""
     assert_type(index.delay(document), AsyncResult[list[str]])
-    index.apply_async((document,), {"limit": 3}, requires="gpu", urgency=Urgency.LOW, countdown=3)
+    index.apply_async((document,), {"limit": 3}, requires="gpu", urgency=Urgency.LOW, on_unroutable="raise")
     index.apply_async(kwargs={"document": document}, eta=moment, expires=60, queue="mine")
     index.s(document).set(requires={"gpu"}, urgency="high").apply_async()  # type: ignore[call-arg]  # unknown to celery-types
     chain(index.s(document), bare.s()).apply_async()
@@ -116,12 +121,13 @@ def submitted(document: Document, moment: datetime) -> None:
         many = orchestra.submit_many(
             "shop.index", [{"document": document}], requires=["gpu"], eta=moment, expires=moment + timedelta(hours=1)
         )
-        orchestra.submit("shop.index", {}, countdown=1.5, expires=60)
+        orchestra.submit("shop.index", {}, countdown=1.5, expires=60, on_unroutable="fallback:cpu")
     assert_type(handle, TaskHandle)
     assert_type(many, list[TaskHandle])
     assert_type(handle.id, str)
     assert_type(handle.state, TaskState | None)
-    assert_type(handle.cancel(), bool)
+    assert_type(handle.cancel(), Cancelled)
+    assert_type(orchestra.cancel("id"), Cancelled)
     assert_type(handle.history(), tuple[HistoryEntry, ...])
     assert_type(handle.record(), TaskRecord | None)
     assert_type(handle.result, AsyncResult[Any])
@@ -148,7 +154,12 @@ def seen() -> None:
     assert_type(orchestra.agents(), list[Agent])
     assert_type(orchestra.queues(), list[QueueInfo])
     assert_type(orchestra.health(), Health)
+    assert_type(orchestra.dead_letters.list(reason="poison", limit=10).letters, tuple[DeadLetter, ...])
+    assert_type(orchestra.dead_letters.replay(task="shop.*", rate_per_second=50, dry_run=True), int)
     assert_type(orchestra.health().redis_ms, float | None)
+    assert_type(orchestra.explain("id"), Explanation)
+    assert_type(orchestra.explain({"gpu", "mem_gb>=16"}).causes[0].kind, CauseKind)
+    assert_type(orchestra.explain(Requirement.parse("gpu")).wait, EstimatedWait | None)
     assert_type(AgentManager(app).capable_of({"gpu"}), list[Agent])
     assert_type(orchestra.agents()[0].last_beat_at, datetime)
     assert_type(app.state, StateManager)
