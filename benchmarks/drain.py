@@ -1,7 +1,12 @@
-"""How fast one worker process works a full queue off."""
+"""
+How fast a worker works a full queue off.
+
+    python -m benchmarks.drain [--tasks N] [--rounds R] [--json FILE]
+"""
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -14,7 +19,7 @@ from redis import Redis
 
 from benchmarks import ours, stock
 from benchmarks.figures import Section, Spread, ratio
-from benchmarks.tasks import FIRST, GATE, LAST, MARKS
+from benchmarks.tasks import MARKS
 from orchestra.exceptions import PermanentError
 from orchestra.fleet import Fleet
 
@@ -35,10 +40,20 @@ class Plan:
     worker: Sequence[str] = ()
 
 
+_SOLO: Final = ("--pool", "solo")
+_TWO: Final = ("--pool", "prefork", "--concurrency", "2")
+_UNCAPPED: Final = ("--prefetch-multiplier", "0")
+_STOCK: Final[Sequence[Any]] = [(stock.bare, {})]
+_OURS: Final[Sequence[Any]] = [(ours.bare, {})]
+
 PLANS: Final[Mapping[str, Plan]] = {
-    "stock Celery": Plan("stock", [(stock.bare, {})]),
-    "ours, no hints": Plan("ours", [(ours.bare, {})]),
-    "ours, requires": Plan("ours", [(ours.requiring, {"requires": "nlp"})], ("--capabilities", "nlp")),
+    "stock, solo": Plan("stock", _STOCK, _SOLO),
+    "ours, solo": Plan("ours", _OURS, _SOLO),
+    "ours, solo, requires": Plan("ours", [(ours.requiring, {"requires": "nlp"})], (*_SOLO, "--capabilities", "nlp")),
+    "ours, solo, uncapped": Plan("ours", _OURS, (*_SOLO, *_UNCAPPED)),
+    "stock, 2 processes": Plan("stock", _STOCK, _TWO),
+    "ours, 2 processes": Plan("ours", _OURS, _TWO),
+    "ours, 2 processes, uncapped": Plan("ours", _OURS, (*_TWO, *_UNCAPPED)),
 }
 
 
@@ -46,20 +61,19 @@ def _crowd(side: str, queues: int) -> Plan:
     """Plan for so many queues beside the default one."""
     skills = [f"skill{number}" for number in range(queues)]
     if side == "stock":
-        return Plan(side, [(stock.bare, {"queue": skill}) for skill in skills], ("-Q", ",".join(skills)))
+        return Plan(side, [(stock.bare, {"queue": skill}) for skill in skills], (*_SOLO, "-Q", ",".join(skills)))
     wanted = [(task, {"requires": skill}) for task, skill in zip(ours.skilled, skills, strict=False)]
-    return Plan(side, wanted, ("--capabilities", ",".join(skills)))
+    return Plan(side, wanted, (*_SOLO, "--capabilities", ",".join(skills)))
 
 
 @dataclass(frozen=True, slots=True)
 class Drained:
-    """What drains took: seconds, the worker's CPU, the server's CPU, and how often the server read from a client."""
+    """What drains took: seconds, the worker's CPU, and the server's CPU."""
 
     tasks: int = 0
     wall: float = 0.0
     cpu: float = 0.0
     server_cpu: float = 0.0
-    reads: float = 0.0
 
     def __add__(self, other: "Drained") -> "Drained":
         """Return both together."""
@@ -82,22 +96,37 @@ class Station:
 
     def drain(self, tasks: int) -> Drained:
         """
-        Fill the queues while a gate holds the worker, and let it work.
+        Fill the queues while the worker's processes are stopped, and let it work.
 
-        What it says before the first task and after the last one is compared, so that filling doesn't count.
+        What it says before the first task and after the last one is compared, so that filling doesn't count. No task
+        holds it meanwhile: how long tasks take is what decides how many an agent fetches ahead.
         """
-        self._send(0, _BEFORE, mark=FIRST)
-        for number in range(tasks):
-            self._send(number, _BETWEEN)
-        self._send(0, _AFTER, mark=LAST)
-        self.client.rpush(GATE, "open")
+        with self._stopped():
+            self._send_mark(_BEFORE)
+            for number in range(tasks):
+                task, options = self.plan.queues[number % len(self.plan.queues)]
+                self._send(task, (1, "two"), options, _BETWEEN)
+            self._send_mark(_AFTER)
         first, last = self._next_mark(), self._next_mark()
         return Drained(tasks, **{name: last[name] - first[name] for name in first})
 
-    def _send(self, number: int, priority: int, *, mark: str | None = None) -> None:
-        task, options = self.plan.queues[number % len(self.plan.queues)]
-        sent, args = (task, (1, "two")) if mark is None else (task.app.tasks["mark"], (mark,))
-        sent.apply_async(args, priority=priority, connection=self.connection, **options)
+    @contextmanager
+    def _stopped(self) -> Iterator[None]:
+        groups = list(self.fleet.pids.values())  # each worker leads a group of its own
+        for group in groups:
+            os.killpg(group, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for group in groups:
+                os.killpg(group, signal.SIGCONT)
+
+    def _send_mark(self, priority: int) -> None:
+        task, options = self.plan.queues[0]
+        self._send(task.app.tasks["mark"], (), options, priority)
+
+    def _send(self, task: Any, args: tuple[Any, ...], options: Mapping[str, Any], priority: int) -> None:
+        task.apply_async(args, priority=priority, connection=self.connection, **options)
 
     def _next_mark(self) -> dict[str, float]:
         deadline = monotonic() + _PATIENCE_SECONDS
@@ -127,26 +156,31 @@ def station(plan: Plan, database: int) -> Iterator[Station]:
 
 def _command(plan: Plan) -> list[str]:
     celery = [sys.executable, "-m", "celery", "-A", f"benchmarks.{plan.side}:app"]
-    return [*celery, "--quiet", "worker", "--pool", "solo", "-n", f"{plan.side}@%h", *plan.worker]
+    return [*celery, "--quiet", "worker", "-n", f"{plan.side}@%h", *plan.worker]
 
 
 def measure_drain(*, rounds: int, tasks: int) -> Section:
-    """Drain one queue by a solo worker, by turns."""
-    rows = _by_turns(PLANS, rounds, tasks)
-    rows |= {f"{name} : stock": _ratios(rows, name, "stock Celery") for name in PLANS if name != "stock Celery"}
+    """Drain one queue by a worker of each kind, by turns."""
+    rows: dict[str, Sequence[Spread | None]] = {**_by_turns(PLANS, rounds, tasks)}
+    for name in [name for name in PLANS if name.startswith("ours")]:
+        theirs = "stock, solo" if "solo" in name else "stock, 2 processes"
+        rows[f"{name} : stock"] = _ratios(rows, name, theirs)
+    for name in rows:
+        if "processes" in name:
+            rows[name] = [rows[name][0], None, rows[name][2]]  # a pool process tells its own CPU alone
     return Section(
         key="drain",
-        title=f"3. {tasks:,} tasks that do nothing, by one solo worker",
+        title=f"3. {tasks:,} tasks that do nothing, by one worker",
         columns=("tasks/s", "CPU µs", "server's CPU µs"),
         rows=rows,
-        note="CPU is the worker's for each task, with all its threads.",
+        note="CPU is the worker's for each task, with all its threads. Uncapped: --prefetch-multiplier 0.",
     )
 
 
 def measure_crowd(*, rounds: int, tasks: int, queues: int) -> Section:
     """Drain one capability queue and many, by turns."""
     plans = {f"{side}, {count}": _crowd(side, count) for side in ("stock", "ours") for count in (1, queues)}
-    rows = _by_turns(plans, rounds, tasks)
+    rows: dict[str, Sequence[Spread | None]] = {**_by_turns(plans, rounds, tasks)}
     for side in ("stock", "ours"):
         rows[f"{side}, {queues} : 1"] = _ratios(rows, f"{side}, {queues}", f"{side}, 1")
     return Section(
@@ -182,5 +216,12 @@ def _round(stations: Mapping[str, Station], tasks: int) -> dict[str, Drained]:
     return spent
 
 
-def _ratios(rows: Mapping[str, Sequence[Spread]], mine: str, theirs: str) -> list[Spread]:
-    return [ratio(one, other) for one, other in zip(rows[mine], rows[theirs], strict=True)]
+def _ratios(rows: Mapping[str, Sequence[Spread | None]], mine: str, theirs: str) -> list[Spread | None]:
+    pairs = zip(rows[mine], rows[theirs], strict=True)
+    return [one and other and ratio(one, other) for one, other in pairs]
+
+
+if __name__ == "__main__":
+    from benchmarks.overhead import main  # which imports this module
+
+    sys.exit(main(["--only", "bulk", "drain", *sys.argv[1:]]))

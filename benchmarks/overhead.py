@@ -20,6 +20,7 @@ from typing import Any, Final
 from redis import Redis
 from rich.console import Console
 
+from benchmarks.bulk import measure_bulk
 from benchmarks.commands import measure_commands
 from benchmarks.drain import measure_crowd, measure_drain
 from benchmarks.figures import WIDTH, Section
@@ -101,6 +102,7 @@ def _sections(given: argparse.Namespace, client: "Redis") -> Iterator[Section]:
 _SECTIONS: Final[Mapping[str, Callable[[argparse.Namespace, "Redis"], Section]]] = {
     "submit": lambda given, client: measure_submit(client, rounds=given.rounds, times=given.tasks),
     "parts": lambda given, client: measure_parts(client, rounds=given.rounds, times=given.tasks),
+    "bulk": lambda given, client: measure_bulk(client, rounds=given.rounds, tasks=given.tasks),
     "commands": lambda given, client: measure_commands(client, tasks=min(_COUNTED, given.tasks)),
     "drain": lambda given, _: measure_drain(rounds=given.rounds, tasks=given.tasks),
     "lookups": lambda given, _: measure_lookups(rounds=given.rounds, times=_LOOKUPS * given.tasks),

@@ -11,6 +11,7 @@ from redis import Redis
 from benchmarks import ours, stock
 from benchmarks.figures import Cost, Section, Spread, column, costs, ratio
 from orchestra.app import OrchestraCelery
+from orchestra.publishing import PublishId
 from orchestra.store import load_script
 from orchestra.submission import Call, prepare
 
@@ -132,7 +133,9 @@ def _publishing(client: "Redis") -> Mapping[str, Act]:
     def put(channel: Any) -> Act:  # kombu's
         return lambda number: channel._put(queue, _numbered(message, number))  # noqa: SLF001  # the step itself
 
-    keys, args = channels["ours"]._publish_arguments(queue, message, message["headers"])  # noqa: SLF001
+    numbered_keys = channels["ours"]._call(queue, message, message["headers"], PublishId())  # noqa: SLF001
+    count = numbered_keys[0]
+    keys, args = numbered_keys[1 : count + 1], numbered_keys[count + 1 :]
     script, text = load_script("publish"), args[0]
     return {
         "stock: channel puts": put(channels["stock"]),
