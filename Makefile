@@ -1,12 +1,12 @@
 # Everything runs from a virtual environment in .venv, which the first target that needs it makes.
-# PYTHON names the interpreter to make it with, ARGS is handed on to pytest.
+# PYTHON names the interpreter to make it with, ARGS is handed on to pytest or to the chaos suite.
 
 PYTHON ?= python3
 ARGS ?=
 RUN := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test test-slow test-all test-docker images lint format typecheck docs browser clean
+.PHONY: help demo up test test-slow test-all test-docker chaos bench images lint format typecheck docs browser clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +28,12 @@ test-all: .venv/.installed-dev  ## Run both
 
 test-docker: .venv/.installed-dev  ## Run the tests with containers, which need a Docker engine
 	@exec $(RUN) -m pytest -p docker_tools -p celery -m docker tests/docker $(ARGS)
+
+chaos: .venv/.installed-dev  ## Strike a working fleet with faults, and count what is lost; ARGS="--seeds 1"
+	@exec $(RUN) -m tests.chaos --output build/chaos.jsonl $(ARGS)
+
+bench: .venv/.installed-dev  ## Measure what a task costs beside stock Celery; ARGS="--tasks 200 --rounds 1"
+	@exec $(RUN) -m benchmarks.overhead $(ARGS)
 
 images:  ## Make base images for Docker where none can be pulled: on Debian and Ubuntu, as root
 	@exec docker/base-images.sh
