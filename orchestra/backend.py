@@ -18,7 +18,6 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from orchestra.cancellation import StoredResult
 from orchestra.exceptions import AgentOrchestraException
-from orchestra.leases import News, words
 from orchestra.logging_utils import get_logger
 from orchestra.patience import Patience, is_full, is_loss
 from orchestra.state import advance_arguments
@@ -126,8 +125,7 @@ class _RecordingBackend:
             call_errbacks=call_errbacks,
             state=state,
         )
-        self._condemn(request, stored=store_result)
-        self._record(task_id, state, exc, request, stored=store_result)
+        self._end_badly(task_id, state, exc, request, stored=store_result)
         return marked
 
     def mark_as_retry(
@@ -157,8 +155,7 @@ class _RecordingBackend:
         """Mark a task as revoked or expired."""
         _judge(self.app, state, reason, request)
         marked = super().mark_as_revoked(task_id, reason, request=request, store_result=store_result, state=state)  # type: ignore[misc]
-        self._condemn(request, stored=store_result)
-        self._record(task_id, state, reason, request, stored=store_result)
+        self._end_badly(task_id, state, reason, request, stored=store_result)
         return marked
 
     records_ride = False  # whether storing a result has recorded the state already
@@ -180,21 +177,22 @@ class _RecordingBackend:
         except AgentOrchestraException as error:  # the result is stored; the record heals with the next news
             log.warning("task state not recorded", task_id=task_id, state=step.value, error=str(error))
 
-    def _condemn(self, request: Any, *, stored: bool) -> None:
-        """
-        Make a dead letter of a message whose task has failed, where storing the result hasn't done so.
-
-        Before the record says that the task has ended, since a copy of its message would be dropped for that.
-        """
-        verdict, lease = _verdict(request), lease_of(request)
-        if verdict is None or lease is None or (stored and self.records_ride and not _is_followed(request)):
+    def _end_badly(self, task_id: str, state: str, error: Any, request: Any, *, stored: bool) -> None:
+        """Record that a task has failed, and make a dead letter of its message, where storing the result hasn't."""
+        verdict, lease, step = _verdict(request), lease_of(request), _step(state, error)
+        rides = stored and self.records_ride
+        if verdict is None or lease is None or step is None or (rides and not _is_followed(request)):
+            self._record(task_id, state, error, request, stored=stored)
             return
-        keys = self.app.store.keys
-        told = [keys.base, lease.holder, *words([News("condemn", lease, verdict)])]
-        seconds = self.app.settings.connect_timeout_seconds
+        store, seconds = self.app.store, self.app.settings.connect_timeout_seconds
+        keys = [store.keys.redelivered, store.keys.task(task_id)]
+        record = advance_arguments(
+            step, ttl_seconds=self.app.settings.state_ttl_seconds, **_circumstances(state, error, request)
+        )
+        told = [store.keys.base, lease.holder, lease.number, lease.queue, verdict, *record]
         runs_a_task = self.app.current_worker_task is not None  # which is kept until its message is
         patience = Patience(inf, told=StopBound(seconds)) if runs_a_task else Patience(seconds)
-        patience.insist(lambda: self.app.store.run("news", [keys.redelivered], told))
+        patience.insist(lambda: store.run("condemn", keys, told))
         log.info("message kept", task_id=request.id, reason=verdict.partition("\n")[0])
 
 

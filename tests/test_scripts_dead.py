@@ -148,6 +148,49 @@ class TestBurial:
         assert (0, {}) == (len(ids_in(transit)), transit.client.hgetall(keys.leases("a")))
 
 
+class TestWithTheRecord:
+    """Where the result is elsewhere, or not kept, the letter and the record's last line are one step."""
+
+    def _condemned(self, transit: Transit, lease: Lease) -> None:
+        record = advance_arguments(TaskState.FAILED, ttl_seconds=60, agent="a@test", note="no", name="shop.index")
+        keys = transit.keys
+        transit.store.run(
+            "condemn",
+            [keys.redelivered, keys.task("1")],
+            [keys.base, lease.holder, lease.number, QUEUE, "permanent\nno", *record],
+        )
+
+    def test_both(self, transit: Transit, holder: LeaseHolder) -> None:
+        """The letter knows how its task ended."""
+        self._condemned(transit, transit.lease(holder, message_of("1")))
+
+        (letter,) = letters_in(transit.client, transit.keys)
+        assert [TaskState.FAILED] == [entry.state for entry in letter.history]
+        assert [TaskState.FAILED] == states_of(manager_of(transit.store).read("1"))
+
+    def test_after_a_replay(self, transit: Transit, holder: LeaseHolder) -> None:
+        """A step that is repeated, since its reply was lost, leaves what was replayed meanwhile to be run."""
+        lease = transit.lease(holder, message_of("1"))
+        self._condemned(transit, lease)
+        assert 1 == dead_letters_of(transit.store).replay("1")
+        self._condemned(transit, lease)
+
+        assert TaskState.SUBMITTED is states_of(manager_of(transit.store).read("1"))[-1]
+        assert Start.STARTED is transit.start(Lease("a", transit.fetch(holder).deliveries[0].number, QUEUE))  # type: ignore[union-attr]  # it's there
+
+    def test_a_lease_that_was_taken_back(self, transit: Transit, holder: LeaseHolder) -> None:
+        """The record ends with the copy that hasn't run, which is the letter."""
+        lease = transit.lease(holder, message_of("1"))
+        assert Start.STARTED is transit.start(lease)
+        transit.silence(holder)
+        transit.beat()
+        self._condemned(transit, lease)
+
+        assert TaskState.FAILED is states_of(manager_of(transit.store).read("1"))[-1]
+        assert [] == transit.messages(holder_named("b"))
+        assert {"dead:letter:1"} == transit.places(message_of("1"))
+
+
 class TestLateCondemnation:
     """A lost agent's task fails after all: its other copy is the letter, unless it runs."""
 
