@@ -47,6 +47,7 @@ from orchestra.invariants import (
 )
 from orchestra.logging_utils import get_logger
 from orchestra.patience import Patience
+from orchestra.pools import choose_pool, pool_option
 from orchestra.publishing import PublishId
 from orchestra.queues import QueueNames
 from orchestra.registry import AgentRegistry, CachedCatalogue, CatalogueEntry
@@ -90,7 +91,7 @@ class OrchestraCelery(Celery):
         super().__init__(main, *args, **kwargs)
         self.steps["worker"].add("orchestra.agent:CapabilityStep")
         self.steps["consumer"].add("orchestra.agent:AgentStep")
-        self.user_options["worker"].add(_capabilities_option())
+        self.user_options["worker"].update((_capabilities_option(), pool_option()))
 
     deadlines: Deadlines | None = None  # what interrupts tasks, on an agent whose pool can't stop them
 
@@ -208,6 +209,7 @@ class OrchestraCelery(Celery):
         if not conf.result_backend:
             name_results(conf, self.settings.result_backend)
         set_defaults(conf)
+        choose_pool(conf, self.settings.pool)
         bound_results(conf, self.settings.connect_timeout_seconds)
         conf.update(INVARIANTS)
 

@@ -112,6 +112,7 @@ def _lower(value: object) -> object:
 Url = Annotated[RedisUrl, AfterValidator(_redis_url)]
 Seconds = Annotated[float, Field(allow_inf_nan=False)]
 LogLevel = Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], BeforeValidator(_upper)]
+PoolName = Annotated[Literal["inline", "prefork", "solo", "threads"], BeforeValidator(_lower)]
 LogFormat = Annotated[Literal["console", "json"], BeforeValidator(_lower)]
 
 
@@ -157,6 +158,10 @@ class OrchestraSettings(BaseSettings):
         default=None,
         description="What an agent started here can, unless its command line says so: `nlp,mem_gb=64`.",
         json_schema_extra=_allowed("capabilities parted by commas, such as gpu,lang=fr,mem_gb=64"),
+    )
+    pool: PoolName | None = Field(
+        default=None,
+        description="What runs an agent's tasks, unless its command line says so; Celery's `worker_pool` if not set.",
     )
     key_prefix: str = Field(
         default="orchestra",

@@ -1,10 +1,13 @@
-"""Pools of ours: tasks that are short run in the agent's own process, many of them for each word with Redis."""
+"""Pools of ours, and how one is chosen: Celery's `-P` knows its own alone, from the moment when it's imported."""
 
-from typing import Any, Final
+from typing import Any, Final, get_args
 
+import click
 from celery.concurrency import solo
 
-__all__ = ["POOLS", "InlinePool"]
+from orchestra.config import PoolName
+
+__all__ = ["InlinePool", "choose_pool", "pool_option"]
 
 _SoloPool: Any = solo.TaskPool  # celery-types has it closed to what it's made for: to be derived from
 
@@ -17,4 +20,27 @@ class InlinePool(_SoloPool):  # type: ignore[misc]
     """
 
 
-POOLS: Final = {"inline": f"{InlinePool.__module__}:{InlinePool.__name__}"}  # by the names that settings take
+_OURS: Final = {"inline": f"{InlinePool.__module__}:{InlinePool.__name__}"}
+_NAMES: Final = get_args(get_args(PoolName)[0])
+
+
+def choose_pool(conf: Any, name: str | None) -> None:
+    """Have workers use the pool of a name, else the one that Celery's `worker_pool` names, which may be ours too."""
+    conf.worker_pool = _OURS.get(name or conf.worker_pool, name or conf.worker_pool)
+
+
+def pool_option() -> click.Option:
+    """Return the option of `celery worker` that chooses any of our pools and Celery's."""
+    return click.Option(
+        ("--agent-pool",),
+        type=click.Choice(_NAMES),
+        is_eager=True,  # Celery looks at `worker_pool` where `-P` isn't given
+        expose_value=False,
+        callback=_choose,
+        help="What runs the tasks: Celery's pools, or 'inline' for short tasks. ORCHESTRA_POOL says it too.",
+    )
+
+
+def _choose(context: click.Context, _: click.Parameter, name: str | None) -> None:
+    if name is not None:
+        choose_pool(context.obj.app.conf, name)
