@@ -6,7 +6,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -56,8 +56,9 @@ class Agent:
     One agent, as the registry knows it; times are Redis's.
 
     `queues` are those that it serves now, `running` the tasks in its hands, `tasks` the names that it can run,
-    `mean_seconds` how long its tasks took lately, None until one has ended. One that is `draining` takes no more. An
-    agent that has been silent for five beats isn't `alive`, but is remembered for a day.
+    `mean_seconds` how long its tasks took lately, None until one has ended; `ways` counts the messages that took the
+    short way (`express`) of an inline pool, and the others by what kept them off it. One that is `draining` takes no
+    more. An agent that has been silent for five beats isn't `alive`, but is remembered for a day.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Agent:
     last_beat_at: datetime
     alive: bool
     mean_seconds: float | None = None
+    ways: Mapping[str, int] = field(default_factory=dict, hash=False)
 
     def satisfies(self, requirement: Requirement) -> bool:
         """Tell whether the agent can do what `requirement` asks for."""
@@ -197,6 +199,7 @@ def _agent(entry: AgentEntry) -> Agent:
         last_beat_at=entry.last_beat_at,
         alive=entry.alive,
         mean_seconds=entry.mean_seconds,
+        ways=entry.ways,
     )
 
 

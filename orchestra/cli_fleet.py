@@ -49,7 +49,13 @@ def _doing(agent: Agent) -> str:
         return f"lost, seen {ago(agent.last_beat_at)}"
     if agent.draining:
         return f"drains, has {counted(agent.running, 'task')}" if agent.running else "drained"
-    return f"has {counted(agent.running, 'task')}" if agent.running else "idle"
+    return (f"has {counted(agent.running, 'task')}" if agent.running else "idle") + _by_the_short_way(agent)
+
+
+def _by_the_short_way(agent: Agent) -> str:
+    """Say how much of what an agent got took the short way, where its pool has one."""
+    taken, all_of_them = agent.ways.get("express", 0), sum(agent.ways.values())
+    return f", {taken} of {all_of_them} the short way" if all_of_them else ""
 
 
 @click.command(cls=OrchestraCommand)

@@ -11,6 +11,7 @@ from threading import Lock, Thread, get_ident, main_thread
 from time import monotonic, sleep
 from typing import Any, Final, TypeVar
 
+from orchestra.coroutines import wake
 from orchestra.logging_utils import get_logger
 
 __all__ = ["Deadlines", "Limits"]
@@ -60,7 +61,8 @@ class Deadlines:
     Watches over calls in all threads of this process, by one thread of its own.
 
     In the main thread a limit interrupts waiting calls as well, such as a sleep or a read, by SIGALRM; where the
-    process has another use for that signal, and in other threads, it strikes between two steps of Python code.
+    process has another use for that signal, and in other threads, it strikes between two steps of Python code; a
+    coroutine that waits is woken for it.
     What's inside C code for long isn't stopped by it.
 
     A thread that is watched may be struck at any step, and one that is struck between taking a lock and noting that it
@@ -163,6 +165,7 @@ class Deadlines:
         else:
             run.injected = True
             _put_in(run.thread, error)
+            wake(run.thread)
 
 
 class _TakenOut(BaseException):

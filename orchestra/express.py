@@ -23,6 +23,7 @@ from kombu.utils.json import loads
 from redis.exceptions import RedisError
 
 from orchestra.backend import StopBound
+from orchestra.delays import due_at
 from orchestra.exceptions import AgentOrchestraException
 from orchestra.leases import Lease, LeaseHolder
 from orchestra.logging_utils import get_logger
@@ -36,9 +37,9 @@ __all__ = ["ExpressLane"]
 
 SLICE_SECONDS: Final = 0.02  # of work between two looks at everything else
 HELD_UP_SECONDS: Final = 0.05  # that a task may hold up what is behind it
-_BODY_PARTS: Final = 3
+_LIMITS: Final = 2  # hard and soft
 _KNOWN_HEADERS: Final = frozenset({*vars(Context), "lang", "task", "argsrepr", "kwargsrepr", "compression"})
-_JSON: Final = "application/json"
+_JSON: Final = ("application/json", "utf-8")
 _CELERY_LOGGER: Final = logging.getLogger("celery.worker.strategy")
 
 log = get_logger(__name__)
@@ -111,6 +112,12 @@ class ExpressLane:
         """How many messages wait here, leased and not begun."""
         return len(self._pending)
 
+    @property
+    def running(self) -> int:
+        """How many tasks have begun, and have not been told of since."""
+        one = self._slice
+        return len(one.rest) + len(one.done) + (one.since != inf)
+
     def take(self, channel: Any, payload: Mapping[str, Any], lease: Lease) -> bool:
         """Take a message, unless it isn't plain; tell whether it was taken."""
         reason = self._reason(payload)
@@ -134,13 +141,14 @@ class ExpressLane:
         known = self._reasons.get(name, "unknown")
         if known:
             return known
-        if payload.get("content-type") != _JSON or payload["properties"].get("body_encoding") != "base64":
+        written = (payload.get("content-type"), payload.get("content-encoding"))
+        if written != _JSON or payload["properties"].get("body_encoding") != "base64":
             return "encoding"
         against = {
             "expires": headers.get("expires"),
             "compression": headers.get("compression"),
             "stamps": headers.get("stamped_headers") or worker_state.revoked_stamps,
-            "id": not isinstance(headers.get("id"), str),
+            "headers": not (_are_plain(headers) and isinstance(payload["properties"].get("delivery_info"), dict)),
             "revoked": headers.get("id") in worker_state.revoked,
             "rate limit": self._consumer.task_buckets.get(name) is not None,
             "signal": signals.task_received.receivers,
@@ -270,6 +278,14 @@ class ExpressLane:
     # ── one task ──
 
     def _run(self, ride: _Ride) -> None:
+        """Run a task; what goes wrong around it costs the others nothing, and has its message delivered again."""
+        try:
+            self._run_traced(ride)
+        except Exception:
+            log.exception("task not run", task=ride.task.name, task_id=ride.task_id, then="delivered again")
+            self._holder.say("release", ride.lease)
+
+    def _run_traced(self, ride: _Ride) -> None:
         headers = ride.payload["headers"]
         worker_state.total_count[ride.task.name] += 1
         worker_state.all_total_count[0] += 1
@@ -464,6 +480,17 @@ def _reason_against(task: Any, app: Any) -> str:
         "deduplicated": app.conf.worker_deduplicate_successful_tasks,
     }
     return next((reason for reason, holds in against.items() if holds), "")
+
+
+def _are_plain(headers: Mapping[str, Any]) -> bool:
+    """Tell whether the headers that a task's start depends on are of their kinds."""
+    limits, retries = headers.get("timelimit"), headers.get("retries")
+    return (
+        isinstance(headers.get("id"), str)
+        and (retries is None or type(retries) is int)
+        and (limits is None or (isinstance(limits, list) and len(limits) == _LIMITS))
+        and (headers.get("eta") is None or due_at(headers) is not None)
+    )
 
 
 def _left_for(state: TaskState) -> str:

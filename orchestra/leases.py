@@ -146,9 +146,15 @@ def _nothing() -> bool:
 class Lane(Protocol):
     """A short way from messages to their tasks."""
 
+    counts: Mapping[str, int]  # messages that took it, as `express`, and the others by what kept them off it
+
     @property
     def waiting(self) -> int:
         """How many messages wait there, leased and not begun."""
+
+    @property
+    def running(self) -> int:
+        """How many have begun, and have not been told of since."""
 
     def take(self, channel: Any, payload: Mapping[str, Any], lease: Lease) -> bool:
         """Take a message of a channel of ours, unless it isn't plain; tell whether it was taken."""

@@ -19,6 +19,7 @@ from kombu.asynchronous import get_event_loop, set_event_loop
 from kombu.serialization import prepare_accept_content
 
 from orchestra.exceptions import BrokerUnavailableError, ConfigurationError, PermanentError
+from orchestra.pools import pool_named
 from orchestra.store import text_of
 
 __all__ = ["LocalAgent"]
@@ -26,7 +27,7 @@ __all__ = ["LocalAgent"]
 _START_SECONDS: Final = 30.0
 _STOP_SECONDS: Final = 30.0
 _LOOK_SECONDS: Final = 0.02
-_POOL: Final = "solo"
+_POOLS: Final = ("solo", "inline")  # which run tasks in the thread of their agent
 _LOOKS: Final = frozenset({"brpop", "blpop"})  # the commands with which a worker waits for messages
 
 
@@ -129,10 +130,10 @@ class LocalAgent:
 
 def _refuse_other_pools(options: Mapping[str, Any]) -> None:
     for option in ("pool", "pool_cls"):
-        if options.get(option, _POOL) != _POOL:
+        if options.get(option, _POOLS[0]) not in _POOLS:
             message = (
-                f"A local agent can't have {option}={options[option]!r}: it runs tasks in its own thread, by Celery's "
-                f"{_POOL} pool. Leave the option out, or start an agent of its own process: `celery worker`."
+                f"A local agent can't have {option}={options[option]!r}: it runs tasks in its own thread, by the pools "
+                f"{' and '.join(_POOLS)}. Leave the option out, or start an agent of its own process: `celery worker`."
             )
             raise ConfigurationError(message)
 
@@ -146,12 +147,12 @@ def _worker(app: Any, **options: Any) -> Any:  # Celery's worker
     try:
         worker = app.WorkController(
             **{
-                "pool": _POOL,
                 "concurrency": 1,
                 "without_heartbeat": True,
                 "without_mingle": True,
                 "without_gossip": True,
                 **options,
+                "pool": pool_named(options.get("pool", _POOLS[0])),
             }
         )
     finally:

@@ -1,7 +1,7 @@
 """An agent's membership of its fleet: register, beat, hear of new queues, leave."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from threading import Event, Thread
 from time import monotonic
@@ -36,13 +36,15 @@ class Doing:
     """
     What an agent does now: the queues that it serves, how many tasks it has in hand, whether it takes no more.
 
-    `mean_seconds` is how long its tasks took lately; None until one has ended.
+    `mean_seconds` is how long its tasks took lately; None until one has ended. `ways` counts the messages that took
+    the short way, and the others by what kept them off it.
     """
 
     queues: tuple[str, ...]
     running: int
     draining: bool = False
     mean_seconds: float | None = None
+    ways: Mapping[str, int] = field(default_factory=dict, hash=False)
 
 
 def served_queues(suffixes: Iterable[str], can: CapabilitySet, knows: Iterable[str], names: QueueNames) -> set[str]:
@@ -159,6 +161,7 @@ class Membership:
             running=now.running,
             draining=now.draining,
             mean_seconds=now.mean_seconds,
+            ways=now.ways,
         )
         self._back()
         if answer.known:

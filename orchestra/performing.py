@@ -4,15 +4,18 @@ from asyncio import CancelledError
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
+from inspect import iscoroutine
 from typing import Any, Final, NoReturn, assert_never
 
 from billiard.common import terminate_handler_fired  # type: ignore[attr-defined]  # newer than the stubs
-from celery.exceptions import Ignore, Reject, WorkerShutdown, WorkerTerminate
+from billiard.exceptions import TimeLimitExceeded
+from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded, WorkerShutdown, WorkerTerminate
 from celery.exceptions import Retry as CeleryRetry
 from kombu.exceptions import OperationalError
 
 from orchestra.breaker import BreakerPhase
 from orchestra.cancellation import REASON
+from orchestra.coroutines import run_coroutine
 from orchestra.exceptions import (
     AgentOrchestraException,
     BrokerUnavailableError,
@@ -33,6 +36,7 @@ from orchestra.utils import error_text
 
 __all__ = ["Performance", "reason_of"]
 
+_LIMITS: Final = (SoftTimeLimitExceeded, TimeLimitExceeded)
 _CONTROL_FLOW: Final = (CeleryRetry, Ignore, Reject, FencedError)
 
 log = get_logger(__name__)
@@ -208,7 +212,8 @@ class Performance:
     def _perform(self) -> Any:  # the task's own types
         args, kwargs = self._revived() if self._task.enforced else (self._args, self._kwargs)
         try:
-            return self._task.run(*args, **kwargs)
+            ended = self._task.run(*args, **kwargs)
+            return run_coroutine(ended, interrupts=_LIMITS) if iscoroutine(ended) else ended
         except (SystemExit, KeyboardInterrupt, CancelledError) as error:
             if self._request.is_eager or _is_being_stopped(error):
                 raise

@@ -7,7 +7,7 @@ from celery.concurrency import solo
 
 from orchestra.config import PoolName
 
-__all__ = ["InlinePool", "choose_pool", "pool_option"]
+__all__ = ["InlinePool", "choose_pool", "pool_named", "pool_option"]
 
 _SoloPool: Any = solo.TaskPool  # celery-types has it closed to what it's made for: to be derived from
 
@@ -26,7 +26,12 @@ _NAMES: Final = get_args(get_args(PoolName)[0])
 
 def choose_pool(conf: Any, name: str | None) -> None:
     """Have workers use the pool of a name, else the one that Celery's `worker_pool` names, which may be ours too."""
-    conf.worker_pool = _OURS.get(name or conf.worker_pool, name or conf.worker_pool)
+    conf.worker_pool = pool_named(name or conf.worker_pool)
+
+
+def pool_named(name: str) -> str:
+    """Return a pool's name as Celery takes it."""
+    return _OURS.get(name, name)
 
 
 def pool_option() -> click.Option:

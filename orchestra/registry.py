@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
 from operator import attrgetter
+from types import MappingProxyType
 from typing import Any, Final, Generic, TypeVar
 
 from orchestra.exceptions import AgentNameTakenError
@@ -36,6 +37,9 @@ class AgentEntry:
     alive: bool
     instance: str = ""  # what its leases are held under; empty once it has stopped
     mean_seconds: float | None = None  # how long its tasks took lately; None until one has ended
+    ways: Mapping[str, int] = field(
+        default_factory=dict, hash=False
+    )  # messages by the way that they took; empty without a choice
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,12 +139,15 @@ class AgentRegistry:
         running: int,
         draining: bool = False,
         mean_seconds: float | None = None,
+        ways: Mapping[str, int] = MappingProxyType({}),
     ) -> Beat:
         """Say that an agent lives and what it does now; learn the table of queues if it isn't at `version`."""
         keys = self._store.keys
         now: list[Argument] = ["queues", json.dumps(list(queues)), "running", running, "draining", int(draining)]
         if mean_seconds is not None:
             now += ["mean", f"{mean_seconds:.6f}"]
+        if ways:
+            now += ["ways", json.dumps(dict(ways))]
         reply = self._store.run(
             "beat",
             [keys.agents, keys.agent(name), keys.queues, keys.queues_version],
@@ -217,6 +224,7 @@ class AgentRegistry:
             alive=alive,
             instance=fields.get("instance", ""),
             mean_seconds=float(fields["mean"]) if "mean" in fields else None,
+            ways=json.loads(fields.get("ways", "{}")),
         )
 
     def catalogue(self) -> dict[str, CatalogueEntry]:

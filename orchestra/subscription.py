@@ -103,14 +103,17 @@ class Subscription:
 
     def doing(self, consumer: Any) -> Doing:
         """Return what the worker does now."""
-        running, tasks = len(worker_state.active_requests), consumer.task_consumer
+        holder, tasks = consumer.controller.lease_holder, consumer.task_consumer
+        lane = holder.lane
+        running = len(worker_state.active_requests) + (0 if lane is None else lane.running)
         if self.draining and tasks is not None:  # it's done when Redis knows of the end of all that it fetched
-            running = max(running, tasks.channel.qos.in_hand + consumer.controller.lease_holder.untold)
+            running = max(running, tasks.channel.qos.in_hand + holder.untold)
         return Doing(
             queues=tuple(queues_of(consumer)),
             running=running,
             draining=self.draining,
-            mean_seconds=consumer.controller.lease_holder.pace.mean_seconds,
+            mean_seconds=holder.pace.mean_seconds,
+            ways={} if lane is None else dict(lane.counts),
         )
 
 

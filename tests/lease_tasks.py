@@ -23,7 +23,7 @@ from tests.integration.agents import AgentProcess, Agents, agents, wait_until
 
 __all__ = ["GENERAL", "POOLS", "Command", "LiveFleet", "live_fleet", "make_app"]
 
-POOLS: Final = ("prefork", "solo", "threads")
+POOLS: Final = ("prefork", "solo", "threads", "inline")
 GENERAL: Final = "celery"  # the queue of tasks without requirements
 
 _PROJECT: Final = Path(__file__).parents[1]

@@ -75,7 +75,7 @@ class Agents:
         command = [sys.executable, "-m", "celery", "-A", module, "worker", "-n", f"{name}@test", "-l", "INFO"]
         with log.open("wb") as out:
             process = subprocess.Popen(
-                [*command, "-P", pool, *options],
+                [*command, *_pool_option(pool), *options],
                 cwd=self._folder,
                 env={
                     **os.environ,
@@ -97,6 +97,11 @@ class Agents:
     def close(self) -> None:
         """End whatever still runs."""
         self._stack.close()
+
+
+def _pool_option(pool: str) -> list[str]:
+    """Return the option that chooses a pool; Celery's own, which stock workers have too, doesn't know ours."""
+    return ["--agent-pool" if pool == "inline" else "-P", pool]
 
 
 def _end(agent: AgentProcess) -> None:

@@ -20,7 +20,7 @@ from tests.keys import keys_holding
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
 
-POOLS = ("prefork", "threads", "solo")
+POOLS = ("prefork", "threads", "solo", "inline")
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from tests.integration.agents import wait_until
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
 
-POOLS = ("prefork", "threads", "solo")
+POOLS = ("prefork", "threads", "solo", "inline")
 
 
 @pytest.fixture
