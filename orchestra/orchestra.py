@@ -1,6 +1,7 @@
 """Orchestra, the main engine: submit work, follow it, and see the fleet."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from difflib import get_close_matches
@@ -21,7 +22,7 @@ from orchestra.app import OrchestraCelery
 from orchestra.backend import STATES
 from orchestra.breaker import BreakerState
 from orchestra.breaker_manager import BreakerManager
-from orchestra.broker import named_broker
+from orchestra.broker import QueueFullError, named_broker
 from orchestra.cancellation import REASON
 from orchestra.capabilities import Requirement
 from orchestra.claims import refuse_other_payload
@@ -192,6 +193,7 @@ class Orchestra:
             UnknownTaskError: no code and no agent knows the task; it carries the nearest names.
             ValidationError: an argument or option isn't right; it lists every one.
             NoCapableAgentError: no agent can run it, and the policy for that is `raise`.
+            QueueFullError: too many tasks wait in its queue already.
             SubmissionError: Redis can't be reached.
 
         """
@@ -225,6 +227,8 @@ class Orchestra:
         Raises:
             ValidationError: as for `submit`, naming the payload by its place.
             IdempotencyError: a key stands for a task with other arguments; the rest of the batch was submitted.
+            QueueFullError: the queue takes no more; its `refused` has the places of the payloads that weren't
+                submitted.
             NoCapableAgentError: as for `submit`; unless the fleet vanishes on the way, nothing was sent.
 
         """
@@ -241,6 +245,7 @@ class Orchestra:
                 message = f"Payload {place} of {len(batch)}: {error}"
                 raise ValidationError(message, errors=error.errors) from error
         with (
+            _completed_refusal(len(batch)),
             named_broker(f"A batch of {len(batch)} {task_type}", self.app.broker_location),
             self.app.producer_pool.acquire(block=True) as producer,
             producer.batch(_PER_ROUND_TRIP),  # type: ignore[attr-defined]  # newer than celery-types
@@ -460,3 +465,14 @@ class Orchestra:
             unserved=unserved,
             problems=tuple(problems),
         )
+
+
+@contextmanager
+def _completed_refusal(count: int) -> Iterator[None]:
+    """Have the refusal of a batch tell of its payloads that were still to be sent, too."""
+    try:
+        yield
+    except QueueFullError as error:
+        full: Any = error.__cause__  # which knows how many went before
+        error.refused = (*error.refused, *range(full.sent, count))
+        raise

@@ -140,6 +140,7 @@ def _declared(entry: CatalogueEntry) -> Declared:
         urgency=None if entry.urgency is None else Urgency.parse(entry.urgency),
         on_unroutable=None if entry.on_unroutable is None else parse_policy(entry.on_unroutable),
         unique=Unique.parse(entry.unique),
+        max_queue_depth=entry.max_queue_depth,
         arguments=None if entry.arguments is None else ArgumentSchema.from_catalogue(dict(entry.arguments)),
         enforced=entry.enforced,
     )

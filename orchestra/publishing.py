@@ -18,7 +18,7 @@ from orchestra.patience import Patience, is_loss
 from orchestra.store import Argument, load_script, text_of
 from orchestra.unroutable import FALLBACK_HEADER
 
-__all__ = ["LostBatchError", "PublishId", "Publishing", "UnconfirmedError"]
+__all__ = ["FullQueueError", "LostBatchError", "PublishId", "Publishing", "UnconfirmedError"]
 
 _FALLBACK: Final = "fallback, as nobody could run "
 _Call = list[Argument]  # the keys and arguments of one run of the script, their number first
@@ -40,6 +40,11 @@ class PublishId(str):  # noqa: SLOT000  # it has an attribute
     was_noted = False  # whether the task follows another one, whose publish noted that
     followers: tuple[Follower, ...] = ()  # what follows the task
     replicas = 0  # how many have to have the message before the publish counts as done
+    queue = ""  # where it goes
+    messages = 1  # how many it publishes
+    most_waiting = 0  # how many may wait in its queue before it is refused; 0 for any number
+    full_at: int | None = None  # how many waited where it was refused for that, or the rest of its messages were
+    accepted = 0  # how many of its messages were taken then
 
     @classmethod
     def new(cls, patience: Patience | None = None) -> Self:
@@ -48,12 +53,15 @@ class PublishId(str):  # noqa: SLOT000  # it has an attribute
         made.patience = patience
         return made
 
-    def learn(self, reply: object) -> None:
+    def learn(self, reply: Any) -> None:
         """Take in what the script has answered."""
-        if isinstance(reply, list):
-            task_id, same = reply
-            self.standing = Standing(text_of(task_id), bool(same))
-            self.hand_over()
+        self.full_at = None
+        match reply:
+            case [_, depth, accepted]:
+                self.full_at, self.accepted = depth, accepted
+            case [task_id, same]:
+                self.standing = Standing(text_of(task_id), bool(same))
+                self.hand_over()
 
     def hand_over(self, result: Any = None) -> None:
         """Have a handle be that of the task which was there already, now or once that is known."""
@@ -64,6 +72,25 @@ class PublishId(str):  # noqa: SLOT000  # it has an attribute
 
 class UnconfirmedError(RedisConnectionError):
     """The server has a message, and too few of its replicas do; a repetition enqueues it once, on whoever is master."""
+
+
+class FullQueueError(Exception):
+    """
+    As many messages wait in a queue as may, or more.
+
+    Attributes:
+        queue: the queue's name.
+        depth: how many wait in it.
+        limit: how many may.
+        sent: how many messages were sent together, those that went before in the same batch included.
+        refused: the places among them of those that were refused.
+
+    """
+
+    def __init__(self, first: PublishId, *, refused: Sequence[int], sent: int) -> None:
+        super().__init__(f"{first.full_at} messages wait in {first.queue}, and {first.most_waiting} may")
+        self.queue, self.depth, self.limit = first.queue, first.full_at or 0, first.most_waiting
+        self.refused, self.sent = tuple(refused), sent
 
 
 class LostBatchError(BatchPublishError):  # type: ignore[misc]  # newer than the stubs
@@ -91,6 +118,7 @@ class Publishing(FleetChannel):
             raise RedisConnectionError("the channel was closed")  # which has kombu publish on the new one's
         tag = message["properties"].get("delivery_tag")
         publish_id = tag if isinstance(tag, PublishId) else PublishId()  # without one nothing is taken for a repeat
+        publish_id.queue = queue
         call = self._call(queue, message, headers, publish_id)
         batch, channel = kwargs.get("_publish_batch"), kombu_of(self)
         if batch is not None:
@@ -122,15 +150,18 @@ class Publishing(FleetChannel):
         keys, channel = self.fleet_keys, kombu_of(self)
         step = channel._q_for_pri(queue, channel._get_message_priority(message, reverse=False))
         due = due_at(headers)
+        suffix = self._queue_names.suffix(queue) or ""
+        limit = publish_id.most_waiting if suffix else 0
         return [
-            5,
+            5 + (len(channel.priority_steps) if limit else 0),
             f"{channel.global_keyprefix}{step}",
             keys.task(headers["id"]),
             keys.queues,
             keys.queues_version,
             keys.due,
+            *(self._lists_of(queue) if limit else ()),
             dumps(message),
-            self._queue_names.suffix(queue) or "",
+            suffix,
             headers["task"],
             queue,
             int(headers.get("retries") or 0) + 1,
@@ -142,8 +173,14 @@ class Publishing(FleetChannel):
             headers["id"] if publish_id.was_noted else "",
             int(bool(headers.get("requires"))),
             publish_id.claim.packed if publish_id.claim else "",
+            limit,
             *(word for one in publish_id.followers for word in (one.task_id, one.name, one.after, one.link)),
         ]
+
+    def _lists_of(self, queue: str) -> list[str]:
+        """Return the names of a queue's lists, one for each priority step."""
+        channel = kombu_of(self)
+        return [f"{channel.global_keyprefix}{channel._q_for_pri(queue, step)}" for step in channel.priority_steps]
 
     def create_publish_batch(self, max_size: int) -> "_Batch":
         """Return a batch for a `Producer.batch()`."""
@@ -160,7 +197,7 @@ class _Batch(_PublishBatch):  # type: ignore[misc]
         super().__init__(channel, max_size)
         self._calls: list[_Call] = []
         self._ids: list[PublishId] = []
-        self._sent = False  # whether a flush has succeeded
+        self._sent = 0  # how many flushes that succeeded have sent
 
     def take(self, call: _Call, publish_id: PublishId) -> None:
         """Take the call of one message, to be sent with the next flush."""
@@ -180,6 +217,7 @@ class _Batch(_PublishBatch):  # type: ignore[misc]
 
         Raises:
             LostBatchError: the server couldn't be reached for as long as a submission may take, or refused a message.
+            FullQueueError: a queue took not all of them.
 
         """
         self._check_usable()
@@ -188,16 +226,22 @@ class _Batch(_PublishBatch):  # type: ignore[misc]
         if calls:
             try:
                 Patience(self.channel.orchestra_patience_seconds).insist(lambda: self.channel._publish(calls, ids))
+            except FullQueueError as error:
+                self.pipeline.reset()
+                error.refused = tuple(self._sent + place for place in error.refused)
+                error.sent += self._sent
+                self._failed = error
+                raise
             except Exception as error:
                 self._failed = self._lost(error, ids)
                 raise self._failed from error
-            self._sent = True
+            self._sent += len(calls)
         super().flush()
 
     def _lost(self, error: Exception, ids: Sequence[PublishId]) -> LostBatchError:
         self.pipeline.reset()
         lost = LostBatchError(f"A batch of messages was not sent: {error}")
-        lost.may_be_enqueued = self._sent or isinstance(error, ResponseError) or any(one.unanswered for one in ids)
+        lost.may_be_enqueued = self._sent > 0 or isinstance(error, ResponseError) or any(one.unanswered for one in ids)
         return lost
 
     def discard(self) -> None:
@@ -238,6 +282,7 @@ def _publish(pool: Any, calls: Sequence[_Call], ids: Sequence[PublishId], *, wai
     _raise_refusal(replies[: len(calls)])
     if replicas:
         _check_confirmed(replies[-1], replicas, ids)
+    _raise_full(ids)
 
 
 def _exchange(pool: Any, commands: Sequence[_Call], ids: Sequence[PublishId]) -> list[Any]:
@@ -283,6 +328,18 @@ def _raise_refusal(replies: Sequence[Any]) -> None:
             raise RedisConnectionError(str(reply)) from reply
         if isinstance(reply, Exception):
             raise reply
+
+
+def _raise_full(ids: Sequence[PublishId]) -> None:
+    """Raise if messages were refused since their queue is full; the others are published."""
+    refused: list[int] = []
+    place = 0
+    for one in ids:
+        if one.full_at is not None:
+            refused += range(place + one.accepted, place + one.messages)
+        place += one.messages
+    if refused:
+        raise FullQueueError(next(one for one in ids if one.full_at is not None), refused=refused, sent=place)
 
 
 def _lacks_replicas(command: _Call, reply: Any) -> bool:

@@ -18,6 +18,7 @@ from orchestra.parts import Parts
 from orchestra.patience import Patience
 from orchestra.publishing import PublishId
 from orchestra.submission import Call, Declared, Prepared, complete_signatures, prepare
+from orchestra.task_router import BY_INNER_TASK
 from orchestra.unroutable_calls import apply_policy
 
 __all__ = ["Sending"]
@@ -53,6 +54,7 @@ class Sending(Parts):
             ValidationError: the call doesn't fit what the task declares, by its code or the fleet's catalogue.
             NoCapableAgentError: no agent can run it, and its policy for that is `raise`.
             IdempotencyError: the key stands for a task with other arguments.
+            QueueFullError: too many tasks wait in its queue already.
             SubmissionError: Redis can't be reached in time; it tells host, port, and if the task may be enqueued.
 
         """
@@ -72,14 +74,16 @@ class Sending(Parts):
         )
         patience = self._patience_of(options, follows_up=follows_up)
         publish_id, given_id, task_id = PublishId.new(), task_id, task_id or str(uuid4())
-        if not (follows_up or options.get("retries")):  # whose task's own message is acknowledged later, so that a
-            publish_id.replicas = self.settings.confirm_replicas  # replica has either that message or these
+        again = follows_up or bool(options.get("retries"))  # whose task's own message is acknowledged later
+        if not again:  # so that a replica has either that message or these
+            publish_id.replicas = self.settings.confirm_replicas
         with named_broker(name, self.broker_location, task_id=task_id, publish_id=publish_id):
             declared = self._declared_in_time(name, patience)
             prepared = prepare(call, declared, self.limits, enforce=declared.enforced and not follows_up)
             self._remark(name, prepared.remarks)
             self._apply(prepared, options, inherits=urgency is None and declared.urgency is None)
-            apply_policy(self, call, prepared, options, patience, again=follows_up or bool(options.get("retries")))
+            apply_policy(self, call, prepared, options, patience, again=again)
+            publish_id.most_waiting = 0 if again else self._most_waiting(name, declared)
             if unique is not None or idempotency_key is not None or declared.unique is not None:
                 first = not options.get("retries")  # a further attempt of a task has what that claimed
                 publish_id.claim = self._claim(call, declared, options, unique, idempotency_key) if first else None
@@ -98,6 +102,12 @@ class Sending(Parts):
             if publish_id.standing is not None and given_id not in {None, publish_id.standing.task_id}:
                 self.backend.mark_as_revoked(given_id, f"a duplicate of {publish_id.standing.task_id}")
         return result
+
+    def _most_waiting(self, name: str, declared: Declared) -> int:
+        """Return how many tasks may wait where somebody submits this one; Celery's own are always let in."""
+        if name.startswith("celery.") and name not in BY_INNER_TASK:
+            return 0
+        return self.settings.max_queue_depth if declared.max_queue_depth is None else declared.max_queue_depth
 
     def _claim(self, call: Call, declared: Declared, options: Mapping[str, Any], unique: Any, key: Any) -> Claim | None:
         """Return what a call claims, which somebody has to be able to keep."""
