@@ -52,8 +52,9 @@ class OrchestraCelery(Sending):
 
     def close(self) -> None:
         """Close the app's connections to Redis as well; it may be used again, and connects anew then."""
-        if "store" in vars(self):
-            self.store.close()
+        for part in ("store", "wires"):
+            if part in vars(self):
+                getattr(self, part).close()
         own: Any = self  # celery-types leaves some of Celery's attributes out
         if own._pool is not None:  # noqa: SLF001  # asking for `pool` would make one
             own.pool.disconnect()

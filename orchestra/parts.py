@@ -1,10 +1,10 @@
 """What an app of ours is made of: its names, its bounds, and its ways to the fleet's Redis."""
 
+from functools import cached_property
 from typing import Any, Final
 
 from celery import Celery
 from kombu.transport.redis import Channel as RedisChannel
-from kombu.utils.objects import cached_property
 
 from orchestra.arguments import ArgumentSchema
 from orchestra.breaker import CircuitBreaker
@@ -23,6 +23,7 @@ from orchestra.task import OrchestraTask
 from orchestra.task_router import TaskRouter
 from orchestra.types import Unique, Urgency
 from orchestra.unroutable import UnroutablePolicy, parse_policy
+from orchestra.wires import Wires
 
 __all__ = ["Parts"]
 
@@ -62,6 +63,13 @@ class Parts(Celery):
         keys = Keys(self.settings.key_prefix, self.queue_names.fleet, self.prefix_queues)
         link = BrokerLink(self.connection_for_write, patience_seconds=self.settings.connect_timeout_seconds)
         return Store(link.client, keys, location=self.broker_location(), forget=link.forget)
+
+    @cached_property
+    def wires(self) -> Wires:
+        """The connections that submissions go through, as many at a time as kombu's pools may have."""
+        link = BrokerLink(self.connection_for_write, patience_seconds=self.settings.connect_timeout_seconds)
+        most = int(self.conf.broker_transport_options.get("max_connections") or RedisChannel.max_connections)
+        return Wires(link.client, most=min(most, self.conf.broker_pool_limit or most), forget=link.forget)
 
     @property
     def prefix_queues(self) -> str:

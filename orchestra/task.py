@@ -216,7 +216,42 @@ class OrchestraTask(WhileRunning, Task[P, R]):
             positional, named = plain(positional), plain(named)
         if self.urgency is not None or options.get("urgency") is not None:
             options.setdefault("priority", None)  # Celery would add the project's task_default_priority
-        return super().apply_async(positional, named, task_id=task_id, **options)
+        given = self.sent_with(options)
+        if given is None:
+            return super().apply_async(positional, named, task_id=task_id, **options)
+        if self.typing:
+            self.__header__(*positional, **named)  # type: ignore[attr-defined]  # celery-types leaves it out
+        sent: AsyncResult[Any] = self._fleet.send_task(self.name, positional, named, task_id=task_id, **given)
+        return sent
+
+    def sent_with(self, options: Mapping[str, Any]) -> dict[str, Any] | None:
+        """
+        Return what Celery's `apply_async` gives `send_task` for a call with these options.
+
+        None where it does more than that: run the task at once, refuse its limits, or name or rewrite its arguments.
+        """
+        soft, hard = self.soft_time_limit, self.time_limit
+        if not self._is_stock or self._fleet.short_way.outlook.is_eager or (soft and hard and soft > hard):
+            return None
+        own = self._get_exec_options()  # type: ignore[attr-defined]  # celery-types leaves it out
+        given = {"task_type": self, "result_cls": self.AsyncResult, **own, **options}
+        given.setdefault("ignore_result", self.ignore_result)
+        return given
+
+    @cached_property
+    def _is_stock(self) -> bool:
+        """Whether Celery's `apply_async` does with this task's calls what it does with most."""
+        return (
+            self._dump_pydantic_arguments is None  # type: ignore[attr-defined]  # celery-types leaves these out
+            and not self.__v2_compat__
+            and type(self).shadow_name is Task.shadow_name
+            and hasattr(self, "__header__")
+        )
+
+    @property
+    def is_sent_plainly(self) -> bool:
+        """Whether no class of the project's own has a part in how calls are sent."""
+        return type(self).apply_async is OrchestraTask.apply_async and type(self).delay is Task.delay
 
     def apply(  # type: ignore[override]  # celery-types spells out every option, and can't know ours
         self,
