@@ -142,6 +142,12 @@ class LostBatchError(BatchPublishError):  # type: ignore[misc]  # newer than the
 class Publishing(FleetChannel):
     """The sending half of a channel."""
 
+    def basic_publish(self, message: dict[str, Any], exchange: str, routing_key: str, **kwargs: Any) -> Any:  # kombu's
+        """Publish a message; a sample never leaves, not even by an exchange that has other ways than `_put`."""
+        if exchange and isinstance(message["properties"].get("delivery_tag"), Sample):
+            return None
+        return super().basic_publish(message, exchange, routing_key, **kwargs)  # type: ignore[misc]  # kombu's channel
+
     def _inplace_augment_message(self, message: dict[str, Any], exchange: str, routing_key: str) -> None:
         """Complete a message; one that is published again after a loss, with the same properties, keeps its id."""
         given = message["properties"].get("delivery_tag")

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 from celery import signals
-from kombu import Queue
+from kombu import Exchange, Queue
+from kombu.common import Broadcast
 from kombu.utils.json import loads
 from redis import Redis
 
@@ -300,6 +301,35 @@ class TestWhichWay:
             queues = [app.state.read(task.delay(number).id).queue for number in range(2)]
 
         assert ["q0", "q1"] == queues
+
+    def test_exchanges(self, redis_url: str, client: Any) -> None:
+        """What goes by an exchange goes by it as ever, once and with its arguments; no sample gets out."""
+        left = Queue("left", Exchange("many", type="topic"), routing_key="shop.#")
+        changes = {
+            "task_queues": [left, Broadcast("all")],
+            "task_routes": {"shop.plain": {"queue": "left", "routing_key": "shop.x"}, "shop.told": {"queue": "all"}},
+        }
+        with app_at(redis_url, changes=changes) as app:
+            with app.producer_pool.acquire() as producer:
+                for queue in app.amqp.queues.values():
+                    queue(producer.channel).declare()
+            plain = app.task(name="shop.plain", shared=False)(_anything)
+            told = app.task(name="shop.told", shared=False)(_anything)
+            with client.pubsub() as listener:
+                listener.psubscribe("*all*")
+                for number in range(2):
+                    plain.delay(number)
+                    told.delay(number)
+                heard: list[Any] = []
+                while len(heard) < 2:
+                    message = listener.get_message(timeout=5)
+                    assert message is not None
+                    heard += [message] if message["type"] == "pmessage" else []
+                assert listener.get_message(timeout=0.2) is None
+
+        bodies = [loads(b64decode(loads(text)["body"])) for text in client.lrange("left\x06\x166", 0, -1)]
+        assert [[1], [0]] == [body[0] for body in bodies]
+        assert [[0], [1]] == [loads(b64decode(loads(one["data"])["body"]))[0] for one in heard]
 
     def test_messages_of_the_projects_own(self, redis_url: str) -> None:
         """A project that makes messages by a class of its own has them made by that each time."""
