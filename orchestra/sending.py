@@ -251,7 +251,8 @@ class Sending(Parts):
         declared = patience.insist(lambda: self.declared(name))
         if patience.was_tried:
             pool: Any = self.pool
-            pool.disconnect()  # its idle connections are as old as the one that was lost
+            pool.disconnect()  # its idle connections are as old as the one that was lost, and so are the wires
+            self.wires.drop_idle()
         return declared
 
     def _follows_up(self) -> bool:

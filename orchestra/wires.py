@@ -1,25 +1,23 @@
-"""The connections that submissions go through: kept open and at hand, where a pool would look at each one first."""
+"""The connections that submissions go through: kept open and at hand, with less ado than a pool makes of each."""
 
 import os
-import time
 from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
-from typing import Any, Final
+from typing import Any
 
 from redis import Redis
 
 __all__ = ["Wires"]
-
-_FRESH_SECONDS: Final = 0.1  # for so long a connection that worked is taken to work; a look at it costs a system call
 
 
 class Wires:
     """
     Connections to the broker, the one that was used last on top; to its users it's one of redis-py's pools.
 
-    They come from the pool of `client`, `most` at a time: whoever asks for one more waits until one is released. One
-    that is taken after a while is looked at, so that nothing is written to one which the server has closed meanwhile.
+    They come from the pool of `client`, `most` at a time: whoever asks for one more waits until one is released. Each
+    is looked at when it's taken, so that nothing is written to one that the server has closed: only then can an error
+    be sure that nothing was enqueued.
     """
 
     def __init__(
@@ -28,17 +26,15 @@ class Wires:
         *,
         most: int,
         forget: Callable[[], None] = lambda: None,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._client = client
         self._most = most
         self._forget = forget  # called when all is closed
-        self._clock = clock
         self._begin()
 
     def _begin(self) -> None:
         self._process = os.getpid()
-        self._idle: deque[tuple[Any, Any, float]] = deque()  # a pool, its connection, idle since
+        self._idle: deque[tuple[Any, Any]] = deque()  # a pool, its connection
         self._pools: dict[Any, Any] = {}  # connection -> its pool, of those in use
         self._permits: SimpleQueue[None] = SimpleQueue()
         for _ in range(self._most):
@@ -61,7 +57,7 @@ class Wires:
         """Take back a connection, which has nothing under way, or was disconnected."""
         pool = self._pools.pop(connection)
         if connection.is_connected:
-            self._idle.append((pool, connection, self._clock()))
+            self._idle.append((pool, connection))
         else:
             pool.release(connection)
         self._permits.put(None)
@@ -82,19 +78,19 @@ class Wires:
     def _taken(self) -> tuple[Any, Any] | None:
         while self._idle:
             try:
-                pool, connection, since = self._idle.pop()
+                pool, connection = self._idle.pop()
             except IndexError:
                 break
-            if self._clock() - since < _FRESH_SECONDS or _is_quiet(connection):
+            if _is_quiet(connection):
                 return pool, connection
-            self._drop(pool, connection, since)
+            self._drop(pool, connection)
         return None
 
     def _new(self) -> tuple[Any, Any]:
         pool: Any = self._client().connection_pool
         return pool, pool.get_connection()
 
-    def _drop(self, pool: Any, connection: Any, _since: float) -> None:
+    def _drop(self, pool: Any, connection: Any) -> None:
         connection.disconnect()
         pool.release(connection)
 
