@@ -16,12 +16,13 @@ from redis.exceptions import AuthenticationError, RedisError, ResponseError
 from orchestra.config import OrchestraSettings, RedisUrl
 from orchestra.exceptions import BrokerUnavailableError, ConfigurationError
 from orchestra.patience import Patience
-from orchestra.publishing import PublishId, UnconfirmedError
+from orchestra.publishing import FullQueueError, PublishId, UnconfirmedError
 from orchestra.queues import QueueNames
 
 __all__ = [
     "REDIS_SCHEMES",
     "BrokerLink",
+    "QueueFullError",
     "SubmissionError",
     "bound_results",
     "is_same_database",
@@ -48,6 +49,19 @@ class SubmissionError(BrokerUnavailableError, OperationalError):
 
     task_id: str | None = None
     may_be_enqueued: bool = False
+
+
+class QueueFullError(SubmissionError):
+    """
+    A task wasn't submitted, since as many tasks as may wait in its queue already, or more.
+
+    `refused` has the places of the payloads of a batch that weren't submitted, from 0 on; the others were.
+    """
+
+    queue: str = ""
+    depth: int = 0
+    limit: int = 0
+    refused: tuple[int, ...] = ()
 
 
 class BrokerLink:
@@ -191,6 +205,7 @@ def named_broker(
 
     Raises:
         SubmissionError: it can't be reached.
+        QueueFullError: it can, and the queue takes no more.
         ConfigurationError: it refused the user name or password.
 
     """
@@ -198,6 +213,8 @@ def named_broker(
         yield
     except SubmissionError:
         raise
+    except FullQueueError as error:
+        raise _full(task, error, task_id) from error
     except (OperationalError, BatchPublishError, BrokerUnavailableError, RedisError, OSError) as error:
         if isinstance(error, AuthenticationError) or isinstance(error.__cause__, AuthenticationError):
             message = f"{task} was not submitted: Redis at {location()} refused the user name or password."
@@ -214,6 +231,17 @@ def named_broker(
             raise SubmissionError(message, task_id=task_id, may_be_enqueued=True) from error
         message = f"{task} was not submitted: {what}; it was not enqueued."
         raise SubmissionError(message, task_id=task_id) from error
+
+
+def _full(task: str, error: FullQueueError, task_id: str | None) -> QueueFullError:
+    message = (
+        f"{task} was not submitted{'' if error.sent == 1 else ' as a whole'}: {error.depth} tasks wait in the queue "
+        f"{error.queue}, and max_queue_depth allows {error.limit}. Submit again later, start more agents that serve "
+        "the queue, or allow more."
+    )
+    return QueueFullError(
+        message, task_id=task_id, queue=error.queue, depth=error.depth, limit=error.limit, refused=error.refused
+    )
 
 
 def _failing(cause: BaseException | None) -> str:

@@ -254,6 +254,12 @@ class OrchestraSettings(BaseSettings):
     dead_letter_ttl_seconds: Seconds = Field(
         default=2_592_000.0, ge=60, le=315_360_000, description="How long a dead letter is kept."
     )
+    max_queue_depth: int = Field(
+        default=0,
+        ge=0,
+        le=1_000_000_000,
+        description="How many tasks may wait in a queue before a submission to it is refused; 0 for any number.",
+    )
     idempotency_seconds: Seconds = Field(
         default=86_400.0,
         ge=1,

@@ -1,6 +1,7 @@
 """Orchestra, the main engine: submit work, follow it, and see the fleet."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from difflib import get_close_matches
@@ -21,7 +22,7 @@ from orchestra.app import OrchestraCelery
 from orchestra.backend import STATES
 from orchestra.breaker import BreakerState
 from orchestra.breaker_manager import BreakerManager
-from orchestra.broker import named_broker
+from orchestra.broker import QueueFullError, named_broker
 from orchestra.cancellation import REASON
 from orchestra.capabilities import Requirement
 from orchestra.claims import refuse_other_payload
@@ -31,6 +32,7 @@ from orchestra.explain import explainer_of
 from orchestra.explanations import Explanation
 from orchestra.patience import Patience
 from orchestra.queues import CapabilityQueue
+from orchestra.short_way import PER_ROUND_TRIP
 from orchestra.task import OrchestraTask
 from orchestra.timeouts import GRACE_SECONDS
 from orchestra.types import Cancelled, Health, HistoryEntry, QueueInfo, TaskRecord, TaskState, Urgency
@@ -39,7 +41,6 @@ from orchestra.validation import check_payload, validate_delay, validate_task_ty
 __all__ = ["Orchestra", "TaskHandle"]
 
 _NEAREST: Final = 3
-_PER_ROUND_TRIP: Final = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +154,8 @@ class Orchestra:
         """Disconnect the app's idle connections, which connect anew when they are needed; those in use go on."""
         pool: Any = self.app.pool
         pool.disconnect()
+        if "wires" in vars(self.app):
+            self.app.wires.drop_idle()
 
     def submit(
         self,
@@ -192,6 +195,7 @@ class Orchestra:
             UnknownTaskError: no code and no agent knows the task; it carries the nearest names.
             ValidationError: an argument or option isn't right; it lists every one.
             NoCapableAgentError: no agent can run it, and the policy for that is `raise`.
+            QueueFullError: too many tasks wait in its queue already.
             SubmissionError: Redis can't be reached.
 
         """
@@ -225,12 +229,14 @@ class Orchestra:
         Raises:
             ValidationError: as for `submit`, naming the payload by its place.
             IdempotencyError: a key stands for a task with other arguments; the rest of the batch was submitted.
+            QueueFullError: the queue takes no more; its `refused` has the places of the payloads that weren't
+                submitted.
             NoCapableAgentError: as for `submit`; unless the fleet vanishes on the way, nothing was sent.
 
         """
         options = self._options(timeout, countdown, eta, expires)
         batch = list(payloads)
-        keys = [None] * len(batch) if idempotency_keys is None else list(idempotency_keys)
+        keys: list[str | None] = [None] * len(batch) if idempotency_keys is None else list(idempotency_keys)
         if len(keys) != len(batch):
             message = f"{task_type} was not submitted: {len(keys)} idempotency keys came with {len(batch)} payloads."
             raise ValidationError(message)
@@ -240,19 +246,30 @@ class Orchestra:
             except ValidationError as error:
                 message = f"Payload {place} of {len(batch)}: {error}"
                 raise ValidationError(message, errors=error.errors) from error
-        with (
-            named_broker(f"A batch of {len(batch)} {task_type}", self.app.broker_location),
-            self.app.producer_pool.acquire(block=True) as producer,
-            producer.batch(_PER_ROUND_TRIP),  # type: ignore[attr-defined]  # newer than celery-types
-        ):
-            own = {"requires": requires, "urgency": urgency, "on_unroutable": on_unroutable, "unique": unique}
-            results = [
-                self._send(task_type, payload, {**options, **own, "producer": producer, "idempotency_key": key})
-                for payload, key in zip(batch, keys, strict=True)
-            ]
+        own = {"requires": requires, "urgency": urgency, "on_unroutable": on_unroutable, "unique": unique}
+        given = {name: value for name, value in {**options, **own}.items() if value is not None}
+        what = f"A batch of {len(batch)} {task_type}"
+        with _completed_refusal(len(batch)), named_broker(what, self.app.broker_location):
+            ids = None if any(key is not None for key in keys) else self.app.send_many(task_type, batch, given)
+            if ids is not None:
+                return [TaskHandle(task_id, self.app) for task_id in ids]
+            results = self._sent_by_celery(task_type, batch, given, keys)
         for result in results:
             refuse_other_payload(task_type, getattr(result, "standing", None))
         return [self._handle(result) for result in results]
+
+    def _sent_by_celery(
+        self, task_type: str, batch: list[Mapping[str, Any]], options: Mapping[str, Any], keys: list[str | None]
+    ) -> list[Any]:  # AsyncResult
+        """Send a batch task by task, by a producer that gathers the messages."""
+        with (
+            self.app.producer_pool.acquire(block=True) as producer,
+            producer.batch(PER_ROUND_TRIP),  # type: ignore[attr-defined]  # newer than celery-types
+        ):
+            return [
+                self._send(task_type, payload, {**options, "producer": producer, "idempotency_key": key})
+                for payload, key in zip(batch, keys, strict=True)
+            ]
 
     def _handle(self, result: Any) -> TaskHandle:  # Celery's, which knows from the publish what stood there before
         eager = result if isinstance(result, EagerResult) else None
@@ -460,3 +477,14 @@ class Orchestra:
             unserved=unserved,
             problems=tuple(problems),
         )
+
+
+@contextmanager
+def _completed_refusal(count: int) -> Iterator[None]:
+    """Have the refusal of a batch tell of its payloads that were still to be sent, too."""
+    try:
+        yield
+    except QueueFullError as error:
+        full: Any = error.__cause__  # which knows how many went before
+        error.refused = (*error.refused, *range(full.sent, count))
+        raise

@@ -59,6 +59,7 @@ class CatalogueEntry:
     urgency: str | None = None
     on_unroutable: str | None = None
     unique: str | None = None
+    max_queue_depth: int | None = None
     enforced: bool = False
     arguments: Mapping[str, Any] | None = None  # JSON, as `ArgumentSchema.to_catalogue` writes it
     breaker: Mapping[str, Any] | None = None  # JSON, as `Breaker.to_catalogue` writes it, and what it does when open
@@ -321,11 +322,12 @@ def _dump_entry(entry: CatalogueEntry) -> str:
         "urgency": entry.urgency,
         "on_unroutable": entry.on_unroutable,
         "unique": entry.unique,
+        "max_queue_depth": entry.max_queue_depth,
         "enforced": entry.enforced,
         "arguments": entry.arguments,
         "breaker": entry.breaker,
     }
-    return json.dumps({name: value for name, value in fields.items() if value})
+    return json.dumps({name: value for name, value in fields.items() if value or type(value) is int})
 
 
 def _load_entry(text: str) -> CatalogueEntry | None:
@@ -341,6 +343,7 @@ def _load_entry(text: str) -> CatalogueEntry | None:
         urgency=fields.get("urgency"),
         on_unroutable=fields.get("on_unroutable"),
         unique=fields.get("unique"),
+        max_queue_depth=depth if type(depth := fields.get("max_queue_depth")) is int else None,
         enforced=bool(fields.get("enforced")),
         arguments=fields.get("arguments"),
         breaker=fields.get("breaker") if isinstance(fields.get("breaker"), dict) else None,

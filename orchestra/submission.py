@@ -40,6 +40,7 @@ class Declared:
     urgency: Urgency | None = None
     on_unroutable: UnroutablePolicy | None = None
     unique: Unique | None = None
+    max_queue_depth: int | None = None  # 0 for any number
     arguments: ArgumentCheck | None = None
     enforced: bool = False  # whether a call that doesn't fit is refused, or only remarked on
 

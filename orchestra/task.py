@@ -32,7 +32,7 @@ from orchestra.submission import Call, Declared, plain, prepare
 from orchestra.timeouts import GRACE_SECONDS
 from orchestra.types import Unique, Urgency
 from orchestra.unroutable import FALLBACK_HEADER, POLICY_HEADER, parse_policy, text_of_policy
-from orchestra.validation import validate_priority, validate_timeout
+from orchestra.validation import validate_priority, validate_queue_depth, validate_timeout
 from orchestra.while_running import WhileRunning
 
 __all__ = ["DECLARABLE", "OrchestraTask", "check_declaration"]
@@ -40,7 +40,7 @@ __all__ = ["DECLARABLE", "OrchestraTask", "check_declaration"]
 DECLARABLE: Final = (
     *("requires", "urgency", "on_unroutable", "timeout"),
     *RETRY_OPTIONS,
-    *("breaker", "on_open", "unique"),
+    *("breaker", "on_open", "unique", "max_queue_depth"),
     *LOSS_OPTIONS,
 )
 _CONTROL_FLOW: Final = (CeleryRetry, Ignore, Reject, FencedError)
@@ -74,6 +74,8 @@ class OrchestraTask(WhileRunning, Task[P, R]):
             `RetryBudget()` for a task that declares any of the four before. False: as many as there are.
         unique: `until_started` or `until_done`: a call while another one with the same arguments waits, or is under
             way, is that one. None: every call is a task.
+        max_queue_depth: how many tasks may wait in its queue before a submission of it is refused; 0 for any number.
+            None: as the setting `ORCHESTRA_MAX_QUEUE_DEPTH` says.
         breaker: the circuit breaker that guards it, or the name of one with the usual values. None: nothing does.
         on_open: what it does while the breaker is open: `wait` or `fail`. None: it waits.
         max_lost_processes: how many pool processes its message may cost and be tried again. None: the setting's.
@@ -95,6 +97,7 @@ class OrchestraTask(WhileRunning, Task[P, R]):
     never_retry: ClassVar[type[Exception] | Collection[type[Exception]]] = ()
     retry_budget: ClassVar[RetryBudget | Literal[False] | None] = None
     unique: ClassVar[str | None] = None
+    max_queue_depth: ClassVar[int | None] = None
     breaker: ClassVar[str | Breaker | None] = None
     on_open: ClassVar[str | None] = None
     max_lost_processes: ClassVar[int | None] = None
@@ -149,6 +152,7 @@ class OrchestraTask(WhileRunning, Task[P, R]):
             urgency=None if self.urgency is None else Urgency.parse(self.urgency),
             on_unroutable=None if self.on_unroutable is None else parse_policy(self.on_unroutable),
             unique=Unique.parse(self.unique),
+            max_queue_depth=self.max_queue_depth,
             arguments=self.arguments,
             enforced=self.enforced,
         )
@@ -203,6 +207,7 @@ class OrchestraTask(WhileRunning, Task[P, R]):
             ValidationError: the arguments don't fit the task's type hints, or an option makes no sense.
             IdempotencyError: the key stands for a task with other arguments.
             NoCapableAgentError: no agent can run it, and its policy for that is `raise`.
+            QueueFullError: too many tasks wait in its queue already.
             SubmissionError: Redis can't be reached; it is a kombu OperationalError as well.
 
         """
@@ -211,7 +216,42 @@ class OrchestraTask(WhileRunning, Task[P, R]):
             positional, named = plain(positional), plain(named)
         if self.urgency is not None or options.get("urgency") is not None:
             options.setdefault("priority", None)  # Celery would add the project's task_default_priority
-        return super().apply_async(positional, named, task_id=task_id, **options)
+        given = self.sent_with(options)
+        if given is None:
+            return super().apply_async(positional, named, task_id=task_id, **options)
+        if self.typing:
+            self.__header__(*positional, **named)  # type: ignore[attr-defined]  # celery-types leaves it out
+        sent: AsyncResult[Any] = self._fleet.send_task(self.name, positional, named, task_id=task_id, **given)
+        return sent
+
+    def sent_with(self, options: Mapping[str, Any]) -> dict[str, Any] | None:
+        """
+        Return what Celery's `apply_async` gives `send_task` for a call with these options.
+
+        None where it does more than that: run the task at once, refuse its limits, or name or rewrite its arguments.
+        """
+        soft, hard = self.soft_time_limit, self.time_limit
+        if not self._is_stock or self._fleet.short_way.outlook.is_eager or (soft and hard and soft > hard):
+            return None
+        own = self._get_exec_options()  # type: ignore[attr-defined]  # celery-types leaves it out
+        given = {"task_type": self, "result_cls": self.AsyncResult, **own, **options}
+        given.setdefault("ignore_result", self.ignore_result)
+        return given
+
+    @cached_property
+    def _is_stock(self) -> bool:
+        """Whether Celery's `apply_async` does with this task's calls what it does with most."""
+        return (
+            self._dump_pydantic_arguments is None  # type: ignore[attr-defined]  # celery-types leaves these out
+            and not self.__v2_compat__
+            and type(self).shadow_name is Task.shadow_name
+            and hasattr(self, "__header__")
+        )
+
+    @property
+    def is_sent_plainly(self) -> bool:
+        """Whether no class of the project's own has a part in how calls are sent."""
+        return type(self).apply_async is OrchestraTask.apply_async and type(self).delay is Task.delay
 
     def apply(  # type: ignore[override]  # celery-types spells out every option, and can't know ours
         self,
@@ -302,6 +342,7 @@ def check_declaration(task_name: str, options: Mapping[str, Any], stock: Mapping
         validate_priority(options.get("priority"))
         Unique.parse(options.get("unique"))
         validate_timeout(options.get("timeout"))
+        validate_queue_depth(options.get("max_queue_depth"))
     except ValidationError as error:
         message = f"Task {task_name}: {error}"
         raise ConfigurationError(message) from error

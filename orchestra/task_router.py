@@ -6,11 +6,11 @@ from typing import Any, Final
 from orchestra.capabilities import Requirement
 from orchestra.queues import QueueNames
 
-__all__ = ["DECLARED_HEADER", "ROUTING_OPTIONS", "TaskRouter"]
+__all__ = ["BY_INNER_TASK", "DECLARED_HEADER", "ROUTING_OPTIONS", "TaskRouter"]
 
 DECLARED_HEADER: Final = "declared_requires"  # what a task declares, as the sender of a canvas knew it
 ROUTING_OPTIONS: Final = ("queue", "exchange", "routing_key")
-_BY_INNER_TASK: Final = frozenset({"celery.map", "celery.starmap"})
+BY_INNER_TASK: Final = frozenset({"celery.map", "celery.starmap"})
 
 
 class TaskRouter:
@@ -51,7 +51,7 @@ class TaskRouter:
         asked = options.get("requires")
         if asked is not None:
             return Requirement.parse(asked)
-        inner = kwargs.get("task") if name in _BY_INNER_TASK else None
+        inner = kwargs.get("task") if name in BY_INNER_TASK else None
         if isinstance(inner, Mapping):
             return self.requirement(inner.get("task", ""), inner.get("kwargs") or {}, inner.get("options") or {})
         declared = self._declared(name)

@@ -17,7 +17,14 @@ from orchestra.exceptions import FieldError, PayloadError, ValidationError
 from orchestra.types import Urgency
 from orchestra.utils import shorten
 
-__all__ = ["check_payload", "validate_delay", "validate_priority", "validate_task_type", "validate_timeout"]
+__all__ = [
+    "check_payload",
+    "validate_delay",
+    "validate_priority",
+    "validate_queue_depth",
+    "validate_task_type",
+    "validate_timeout",
+]
 
 WEEK_SECONDS: Final = 7 * 86_400.0
 YEAR_SECONDS: Final = 366 * 86_400.0
@@ -91,6 +98,20 @@ def validate_priority(value: object) -> float | None:
         return value
     rule = f"give a number from 0, which comes first, to 9, or an urgency by its name, urgency=: {', '.join(Urgency)}"
     raise _refused("priority", "no priority", rule, value)
+
+
+def validate_queue_depth(value: object) -> int | None:
+    """
+    Return how many tasks may wait in a queue; 0 stands for any number, None for what is set elsewhere.
+
+    Raises:
+        ValidationError: it isn't a whole number of at least 0.
+
+    """
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 0):
+        return value
+    rule = "give a whole number of at least 0; 0 allows any number"
+    raise _refused("max_queue_depth", "no max_queue_depth", rule, value)
 
 
 def _seconds(value: object) -> float | None:

@@ -62,14 +62,30 @@ def publish(
     due: str = "",
     chosen: bool = False,
     claim: Claim | None = None,
+    limit: int = 0,
 ) -> Any:
     """Publish a task as the transport does, by its script; return what that returns."""
     keys = store.keys
     claimed = claim.packed if claim else ""
+    about: list[Any] = [
+        message,
+        suffix,
+        name,
+        queue,
+        attempt,
+        ttl_ms,
+        note,
+        keys.base,
+        publish_id,
+        due,
+        "",
+        int(chosen),
+        claimed,
+    ]
     return store.run(
         "publish",
-        [queue, keys.task(task_id), keys.queues, keys.queues_version, keys.due],
-        [message, suffix, name, queue, attempt, ttl_ms, note, keys.base, publish_id, due, "", int(chosen), claimed],
+        [queue, keys.task(task_id), keys.queues, keys.queues_version, keys.due, *([queue] if limit else [])],
+        [*about, limit],
     )
 
 

@@ -391,6 +391,7 @@ class TestTasks:
                 "urgency": "high",
                 "on_unroutable": None,
                 "unique": None,
+                "max_queue_depth": None,
                 "enforced": True,
                 "arguments": {"parameters": []},
                 "breaker": None,

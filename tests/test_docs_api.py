@@ -12,7 +12,7 @@ from pydantic import Secret
 import _orchestra_pytest as plugin
 import orchestra
 from orchestra import exceptions, testing_utils
-from orchestra.broker import SubmissionError
+from orchestra.broker import QueueFullError, SubmissionError
 from orchestra.config import PREFIX, OrchestraSettings
 from orchestra.invariants import INVARIANTS
 from orchestra.task import DECLARABLE
@@ -66,7 +66,9 @@ class TestNames:
         classes = [getattr(exceptions, name) for name in exceptions.__all__]
         errors = [one for one in classes if isinstance(one, type) and issubclass(one, Exception)]
 
-        assert {error.__name__: error.__bases__[0].__name__ for error in [*errors, SubmissionError]} == told
+        assert {
+            error.__name__: error.__bases__[0].__name__ for error in [*errors, SubmissionError, QueueFullError]
+        } == told
 
 
 class TestTables:

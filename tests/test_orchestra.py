@@ -221,13 +221,13 @@ class TestSubmitMany:
         """There may be none to send."""
         assert [] == orchestra.submit_many("shop.index", [])
 
-    def test_one_command_each(self, orchestra: Orchestra, redis_url: str) -> None:
-        """A warm submission is one command for each task, and they go out together."""
+    def test_one_command_for_all(self, orchestra: Orchestra, redis_url: str) -> None:
+        """A warm batch is one command for each 500 tasks."""
         orchestra.submit("shop.index", {"number": 0})
         with commands_at(redis_url) as commands:
-            handles = orchestra.submit_many("shop.index", [{"number": 1}] * 5)
+            handles = orchestra.submit_many("shop.index", [{"number": 1}] * 501)
 
-        assert ["EVAL"] * 5 == [command.split()[0].removesuffix("SHA") for command in commands]
+        assert ["EVAL"] * 2 == [command.split()[0].removesuffix("SHA") for command in commands]
         assert {TaskState.SUBMITTED} == {handle.state for handle in handles}
 
     def test_over_another_broker(self) -> None:

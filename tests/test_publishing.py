@@ -71,6 +71,7 @@ class TestStep:
         """Message, record and the queue's registration are written in one round trip, delayed or not."""
         add = app.tasks["shop.add"]
         add.delay(1, 2)
+        add.apply_async((1, 2), countdown=60)
 
         with commands_at(redis_url) as commands:
             add.delay(1, 2)
@@ -219,7 +220,7 @@ class TestDelay:
 class TestOnce:
     def test_a_lost_reply(self, far_app: Any, proxy: Proxy, client: Any) -> None:
         """A message that was enqueued, and whose answer was lost, is sent again and enqueued once, readable as ever."""
-        proxy.lose_reply(load_script("publish").sha.encode())
+        proxy.lose_reply(load_script("submit").sha.encode())
 
         result = far_app.tasks["shop.add"].delay(1, 2)
 
@@ -230,7 +231,7 @@ class TestOnce:
 
     def test_many_lost_replies(self, far_app: Any, proxy: Proxy, client: Any) -> None:
         """However often that happens."""
-        proxy.lose_reply(load_script("publish").sha.encode(), times=4)
+        proxy.lose_reply(load_script("submit").sha.encode(), times=4)
 
         far_app.tasks["shop.add"].delay(1, 2)
 
@@ -273,7 +274,7 @@ class TestOnce:
 
     def test_a_batch(self, far_app: Any, proxy: Proxy, client: Any) -> None:
         """A batch's lost answer makes the whole batch be sent again, and nothing be enqueued twice."""
-        proxy.lose_reply(load_script("publish").sha.encode(), times=2)
+        proxy.lose_reply(load_script("submit").sha.encode(), times=2)
 
         Orchestra(far_app).submit_many("shop.add", [{"x": 1, "y": 2}] * 5)
 
@@ -312,7 +313,7 @@ class TestOnce:
 class TestUncertainty:
     def test_answers_that_never_come(self, far_app: Any, proxy: Proxy) -> None:
         """A submission that was sent and never confirmed says so, with the id by which the task is found."""
-        proxy.lose_reply(load_script("publish").sha.encode(), times=1000)
+        proxy.lose_reply(load_script("submit").sha.encode(), times=1000)
 
         with pytest.raises(SubmissionError, match="may have been enqueued: look it up by its id") as caught:
             far_app.tasks["shop.add"].delay(1, 2)
@@ -332,7 +333,7 @@ class TestUncertainty:
 
     def test_a_batch(self, far_app: Any, proxy: Proxy) -> None:
         """A batch says that some may be enqueued."""
-        proxy.lose_reply(load_script("publish").sha.encode(), times=1000)
+        proxy.lose_reply(load_script("submit").sha.encode(), times=1000)
 
         with pytest.raises(SubmissionError, match="some may have been enqueued") as caught:
             Orchestra(far_app).submit_many("shop.add", [{"x": 1, "y": 2}] * 2)

@@ -228,7 +228,7 @@ class TestBudget:
         assert 3 == calls["t.counted"]
 
 
-_TASK_SCRIPTS: Final = ("publish", "start", "store_result", "spend_retry")
+_TASK_SCRIPTS: Final = ("submit", "publish", "start", "store_result", "spend_retry")
 
 
 def _is_of_a_task(command: str) -> bool:
