@@ -36,8 +36,8 @@ chaos: .venv/.installed-dev  ## Strike a working fleet with faults, and count wh
 bench: .venv/.installed-dev  ## Measure what a task costs beside stock Celery; ARGS="--tasks 200 --rounds 1"
 	@exec $(RUN) -m benchmarks.overhead $(ARGS)
 
-bench-peers: .venv/.installed-dev $(PEERS)  ## Measure other task queues for Redis beside it; ARGS="--tasks 200 --rounds 1"
-	@exec $(RUN) -m benchmarks.peers --json build/peers.json $(ARGS)
+bench-peers: .venv/.installed-bench $(PEERS)  ## Measure other task queues for Redis beside it; ARGS="--tasks 200 --rounds 1"
+	@exec $(RUN) -m benchmarks.peers --json build/peers.json --page build/benchmarks.md $(ARGS)
 
 images:  ## Make base images for Docker where none can be pulled: on Debian and Ubuntu, as root
 	@exec docker/base-images.sh
@@ -85,6 +85,10 @@ clean:  ## Remove what these targets made, the virtual environment included
 	@$(INSTALL) --editable ".[dev]"
 	@rm .venv/.unfinished
 	@touch .venv/.installed-demo $@
+
+.venv/.installed-bench: .venv/.installed-dev
+	@$(INSTALL) --editable ".[bench]"
+	@touch $@
 
 # Each of the systems that ours is measured beside has an environment of its own: their bounds on redis-py exclude each
 # other. The newest versions are what is measured, so `rm -r .venv-peers` from time to time.

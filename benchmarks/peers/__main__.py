@@ -1,19 +1,21 @@
 """
 Task queues for Python and Redis side by side, in one run on a private server.
 
-    python -m benchmarks.peers [--systems NAME ...] [--steps KEY ...] [--tasks N] [--rounds R] [--json FILE]
+    python -m benchmarks.peers [--systems NAME ...] [--steps KEY ...] [--tasks N] [--rounds R]
+                               [--json FILE] [--page FILE]
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from rich.console import Console
 
 from benchmarks.peers.about import Meanwhile, about
+from benchmarks.peers.page import write
 from benchmarks.peers.rounds import Found, measure
 from benchmarks.peers.stage import Stage
 from benchmarks.peers.steps import STEPS
@@ -34,9 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if absent := sorted({system.home for system in systems if not system.programs.is_dir()}):
         errors.print(f"No environment below .venv-peers for: {', '.join(absent)}. `make bench-peers` makes them.")
         return 2
-    before = Meanwhile()
+    meanwhile = Meanwhile()
     try:
         with Stage.open() as stage:
+            described = about(systems, tasks=given.tasks, rounds=given.rounds, server=stage.server_version)
             found = measure(
                 stage,
                 systems,
@@ -44,14 +47,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 tasks=given.tasks,
                 rounds=given.rounds,
                 say=errors.print,
+                keep=lambda so_far: _keep(given, _written(systems, so_far, {**described, **meanwhile.until_now()})),
             )
-            described = about(systems, tasks=given.tasks, rounds=given.rounds, server=stage.server_version)
     except AgentOrchestraException as error:
         errors.print(f"The benchmark failed: {error}")
         return 1
     _show(found)
-    if given.json:
-        _write(given.json, systems, found, {**described, **before.until_now()})
     return 0
 
 
@@ -62,6 +63,7 @@ def _given(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--tasks", type=_count, default=1000, metavar="N", help="of a drain (default: 1000)")
     parser.add_argument("--rounds", type=_count, default=5, metavar="R", help="of everything (default: 5)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every round down")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="make a page of it, with plots beside it")
     return parser.parse_args(arguments)
 
 
@@ -82,15 +84,22 @@ def _show(found: Found) -> None:
         console.print(trouble, soft_wrap=True)
 
 
-def _write(path: Path, systems: Sequence[System], found: Found, described: dict[str, object]) -> None:
-    written = {
+def _written(systems: Sequence[System], found: Found, described: Mapping[str, Any]) -> dict[str, Any]:
+    return {
         "about": described,
         "systems": {system.name: system.described() for system in systems},
         "sections": {section.key: section.to_json() for section in found.sections()},
         "troubles": found.troubles,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
+
+
+def _keep(given: argparse.Namespace, written: Mapping[str, Any]) -> None:
+    """Write down what has been found so far, so that a long run that is broken off isn't for nothing."""
+    if given.json:
+        given.json.parent.mkdir(parents=True, exist_ok=True)
+        given.json.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
+    if given.page:
+        write(written, given.page)
 
 
 if __name__ == "__main__":

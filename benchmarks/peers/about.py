@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks.peers.processes import cpu_seconds, families
 from benchmarks.peers.systems import System
 
 __all__ = ["Meanwhile", "about"]
@@ -67,9 +68,8 @@ class Meanwhile:
 
 
 def _own_seconds() -> float:
-    """Return the CPU time of this process and of those children that have ended: workers, senders and the server."""
-    used = os.times()
-    return used.user + used.system + used.children_user + used.children_system
+    """Return the CPU time of this process and of all that stem from it, those that have ended among them."""
+    return cpu_seconds(families([os.getpid()]))
 
 
 def _all_seconds() -> tuple[float, float] | None:

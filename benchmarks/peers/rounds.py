@@ -51,12 +51,13 @@ def measure(
     tasks: int,
     rounds: int,
     say: Callable[[str], object],
+    keep: Callable[[Found], object],
 ) -> Found:
     """
     Measure each system at each step, round by round.
 
     A system that fails at a step is left out of it in that round, and `Found.troubles` tells why. It begins each round
-    with another system, so that none always comes after the same one.
+    with another system, so that none always comes after the same one. `keep` gets what is there after each round.
     """
     found = Found()
     with ExitStack() as stack:
@@ -71,6 +72,7 @@ def measure(
                     first = senders[system.sender] is system  # of those that share a sender, one submits for all
                     if wanted and (crew is not Crew.NONE or first):
                         _turn(found, Visit(system, stage, kept[system.sender], tasks), crew, wanted)
+            keep(found)
     return found
 
 
@@ -101,8 +103,12 @@ def _turn(found: Found, visit: Visit, crew: Crew, steps: Sequence[Step]) -> None
 
 
 def _do(found: Found, visit: Visit, steps: Sequence[Step]) -> None:
+    """Have the steps done; one that fails leaves the others their turn."""
     for step in steps:
-        found.note(step, visit.system, step.act(visit))
+        try:
+            found.note(step, visit.system, step.act(visit))
+        except PermanentError as error:
+            found.troubles.append(f"{visit.system.name}, {step.title}: {error}")
 
 
 def _first(found: Found, visit: Visit, steps: Sequence[Step]) -> None:
@@ -119,7 +125,9 @@ def _commands(system: System, crew: Crew) -> list[list[str]] | None:
         case Crew.ONE | Crew.TWO:
             return system.commands(_PROCESSES.get(crew, 1))
         case Crew.WAITING:
-            return [system.command(system.waiting)] if system.waiting else system.commands(1)
+            if system.waiting is None:
+                return system.commands(1)
+            return [system.command(system.waiting)] if system.waiting else None
         case Crew.QUEUE | Crew.QUEUES:
             names = ",".join(f"skill{number}" for number in range(_CROWDS[crew]))
             return [system.command(system.crowd, queues=names)] if system.crowd else None

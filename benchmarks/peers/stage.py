@@ -14,6 +14,7 @@ from typing import Any, Final, Self
 
 from redis import Redis
 
+from benchmarks.peers.processes import cpu_seconds, families, pss_bytes, send
 from benchmarks.peers.systems import PROJECT, System
 from benchmarks.peers.tally import Tally
 from orchestra.child import Child
@@ -22,7 +23,6 @@ from orchestra.exceptions import PermanentError
 
 __all__ = ["Reading", "Sender", "Stage", "Workers"]
 
-_TICKS: Final = os.sysconf("SC_CLK_TCK")
 _STOP_SECONDS: Final = 10.0
 _OWN_COMMANDS: Final = {"info", "config|resetstat"}
 
@@ -193,32 +193,25 @@ class Workers:
     @property
     def pids(self) -> list[int]:
         """Every process that stems from them."""
-        children: dict[int, list[int]] = {}
-        for path in Path("/proc").glob("[0-9]*"):
-            with suppress(OSError):
-                children.setdefault(int(_stat(path)[1]), []).append(int(path.name))
-        found = [child.pid for child in self._children if child.pid is not None]
-        for pid in found:  # which grows
-            found.extend(children.get(pid, ()))
-        return found
+        return families([child.pid for child in self._children if child.pid is not None])
 
     def cpu_seconds(self) -> float:
         """Return the CPU time that they have used, with that of their children that have ended."""
-        return sum(_cpu_seconds(Path(f"/proc/{pid}")) for pid in self.pids)
+        return cpu_seconds(self.pids)
 
     def pss_bytes(self) -> int:
         """Return the memory that they hold, where each has its share of what several hold."""
-        return sum(_pss_bytes(Path(f"/proc/{pid}/smaps_rollup")) for pid in self.pids)
+        return pss_bytes(self.pids)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Have all of them stand still."""
         stopped = self.pids
-        _signal(stopped, signal.SIGSTOP)
+        send(signal.SIGSTOP, stopped)
         try:
             yield
         finally:
-            _signal(stopped, signal.SIGCONT)
+            send(signal.SIGCONT, stopped)
 
     def stop(self) -> None:
         """Ask them to end, and end those groups that haven't after a while."""
@@ -228,34 +221,6 @@ class Workers:
         for child in self._children:
             child.wait(max(0.0, deadline - time.monotonic()))
             child.kill()
-
-
-def _signal(pids: Sequence[int], what: signal.Signals) -> None:
-    for pid in pids:
-        with suppress(ProcessLookupError):
-            os.kill(pid, what)
-
-
-def _stat(path: Path) -> list[str]:
-    """Return what the system tells of a process from its state on: the state, the parent's id, and so on."""
-    return (path / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-
-
-def _cpu_seconds(path: Path) -> float:
-    """Return a process's own CPU time by its threads, which are exact, and its ended children's by ticks."""
-    with suppress(OSError):
-        ended = sum(map(int, _stat(path)[13:15])) / _TICKS
-        own = sum(int(one.read_text(encoding="ascii").split()[0]) for one in path.glob("task/*/schedstat"))
-        return ended + own / 1e9
-    return 0.0
-
-
-def _pss_bytes(path: Path) -> int:
-    with suppress(OSError):
-        for line in path.read_text(encoding="ascii", errors="replace").splitlines():
-            if line.startswith("Pss:"):
-                return int(line.split()[1]) * 1024
-    return 0
 
 
 def _last_words(log: Path) -> str:

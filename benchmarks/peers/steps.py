@@ -177,12 +177,8 @@ def _compute(visit: Visit) -> Figures:
 
 
 def _pause(visit: Visit) -> Figures:
-    found = _drained(visit, "pause", _PAUSE_MS, visit.few(2) if _carries_many(visit.system) else visit.few(20))
+    found = _drained(visit, "pause", _PAUSE_MS, visit.few(2))
     return {"tasks/s": found["tasks/s"], "CPU µs": found["CPU µs"]}
-
-
-def _carries_many(system: System) -> bool:
-    return system.waiting is not None or not system.one_each or system.app == "arq"
 
 
 def _payloads(visit: Visit) -> Figures:
@@ -280,7 +276,7 @@ STEPS: Final[Mapping[str, Step]] = {
             columns=("p50, ms", "p99, ms"),
             crew=Crew.ONE,
             act=_latency,
-            note="By the way to wait that each documents; taskiq and arq look once a millisecond. "
+            note="By the way to wait that each documents; taskiq, arq and SAQ look once a millisecond. "
             "Of streaQ's time 100 ms are its client's, which waits for that long when it ends a subscription.",
         ),
         Step(
@@ -333,7 +329,8 @@ STEPS: Final[Mapping[str, Step]] = {
             columns=("tasks/s", "CPU µs"),
             crew=Crew.WAITING,
             act=_pause,
-            note="Up to a hundred at a time, by coroutines or threads, where the system has either.",
+            note="Up to a hundred at a time, by coroutines or threads, where the system has either. "
+            "Ours and Celery do it by the threads pool.",
         ),
         Step(
             key="queue",

@@ -17,7 +17,7 @@ class Promise:
     """
     What becomes of a task, in the settings that are measured.
 
-    `survives` says whether a task that runs in a worker which is killed by SIGKILL runs again, and when;
+    `again` tells whether a task that runs in a worker which is killed by SIGKILL runs again, and `survives` when;
     `acknowledged` when its message is given up; `results` where results are kept; `why` and `source` are the evidence.
     """
 
@@ -26,6 +26,7 @@ class Promise:
     results: str
     why: str
     source: str
+    again: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +35,8 @@ class System:
     One system in one setting.
 
     `worker` is the command that starts it with so many `{processes}`; with `one_each` it's started once for each of
-    them. `waiting` starts one process for tasks that wait; None where `worker` does for that, too. `crowd` starts one
+    them. `waiting` starts one process for tasks that wait; None where `worker` does for that, too,
+    and empty where another entry has it. `crowd` starts one
     for many `{queues}`; None where the system takes no part in that. `share` is how many of the tasks a slow one gets.
     """
 
@@ -89,6 +91,7 @@ _CELERY_PROMISE: Final = Promise(
     "Redis, before the acknowledgement",
     "`task_acks_late` and `task_reject_on_worker_lost`; an unacknowledged message goes by age",
     "https://docs.celeryq.dev/en/stable/getting-started/backends-and-brokers/redis.html#visibility-timeout",
+    again=True,
 )
 _OUR_PROMISE: Final = Promise(
     "within about 10 s",
@@ -96,6 +99,7 @@ _OUR_PROMISE: Final = Promise(
     "Redis, in one step with the record",
     "one step pops and leases, and a lease goes by its holder's life",
     "delivery.md",
+    again=True,
 )
 _TASKIQ_SETTINGS: Final = "100 tasks at a time (default), uvloop, ORJSON"
 _SOLO: Final = "Celery's solo pool, a worker for each process"
@@ -107,7 +111,7 @@ def _celery(name: str, pool: str, settings: str, *, one_each: bool = False) -> S
         app="stock",
         worker=f"{_CELERY.replace('{number}', '0') if not one_each else _CELERY} {pool}",
         one_each=one_each,
-        waiting=_THREADS,
+        waiting="" if one_each else _THREADS,
         crowd=f"{_CELERY.replace('{number}', '0')} {pool} -Q {{queues}}" if one_each else None,
         settings=f"{settings}; acknowledged late, prefetch 64 a process, JSON",
         promise=_CELERY_PROMISE,
@@ -122,7 +126,7 @@ def _ours(
         app="ours",
         worker=f"{_CELERY.replace('{number}', '0') if not one_each else _CELERY} {pool}",
         one_each=one_each,
-        waiting=_THREADS,
+        waiting="" if one_each else _THREADS,
         crowd=f"{_CELERY.replace('{number}', '0')} {pool} --capabilities {{queues}}" if one_each else None,
         variables=variables or {},
         settings=f"{settings}; all else as it ships",
@@ -155,6 +159,7 @@ SYSTEMS: Final[Sequence[System]] = (
             "Redis, before the acknowledgement",
             "who sends no heartbeat for `heartbeat_timeout` loses its messages to others",
             "https://dramatiq.io/reference.html#dramatiq.brokers.redis.RedisBroker",
+            again=True,
         ),
     ),
     System(
@@ -170,6 +175,7 @@ SYSTEMS: Final[Sequence[System]] = (
             "Redis",
             "a worker pops the message, and nothing else knows of it then",
             "https://github.com/coleifer/huey/blob/master/huey/storage.py",
+            again=False,
         ),
     ),
     System(
@@ -185,6 +191,7 @@ SYSTEMS: Final[Sequence[System]] = (
             "Redis",
             "a registry of started jobs is looked through for those without a heartbeat",
             "https://python-rq.org/docs/workers/",
+            again=False,
         ),
     ),
     System(
@@ -196,11 +203,12 @@ SYSTEMS: Final[Sequence[System]] = (
         share=0.1,
         settings="`Worker` (default), which forks for each job; pickle (default)",
         promise=Promise(
-            "of the forked process: marked as failed, and run again only with `retry`; of the worker: the same",
+            "no: marked as failed, and run again only where the job has `retry`",
             "by its record",
             "Redis",
             "as above; the worker outlives a killed job",
             "https://python-rq.org/docs/workers/",
+            again=False,
         ),
     ),
     System(
@@ -215,6 +223,7 @@ SYSTEMS: Final[Sequence[System]] = (
             "Redis, before the acknowledgement",
             "what is idle for `idle_timeout` is claimed by others, if its task is long, too",
             "https://github.com/taskiq-python/taskiq-redis#redisstreambroker-configuration",
+            again=True,
         ),
     ),
     System(
@@ -230,6 +239,7 @@ SYSTEMS: Final[Sequence[System]] = (
             "Redis",
             "`ListQueueBroker` pops the message and has no acknowledgements",
             "https://github.com/taskiq-python/taskiq-redis#readme",
+            again=False,
         ),
     ),
     System(
@@ -245,6 +255,7 @@ SYSTEMS: Final[Sequence[System]] = (
             "Redis",
             "a job stays in its queue until it's done; a key that expires says that somebody runs it",
             "https://arq-docs.helpmanual.io/#retrying-jobs-and-cancellation",
+            again=True,
         ),
     ),
     System(
@@ -259,6 +270,7 @@ SYSTEMS: Final[Sequence[System]] = (
             "Redis",
             "a list of active jobs is swept for those that are stuck",
             "https://saq-py.readthedocs.io/en/latest/",
+            again=False,
         ),
     ),
     System(
@@ -273,6 +285,7 @@ SYSTEMS: Final[Sequence[System]] = (
             "Redis",
             "workers renew what they run; what is idle for `idle_timeout` is claimed by others",
             "https://streaq.readthedocs.io/en/latest/worker.html",
+            again=True,
         ),
     ),
 )
