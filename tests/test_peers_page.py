@@ -78,6 +78,12 @@ class TestTextOf:
         assert "| huey |  |" in text
         assert "| drain by one process, tasks/s | 4,000 (inline) | 1,000 (dramatiq) | 4.00 |" in text
 
+    def test_ours_failed(self, found: dict[str, Any]) -> None:
+        """Where ours failed that is said beside those that didn't, rather than left out."""
+        del found["sections"]["drain"]["rows"]["ours, inline"]
+
+        assert "| drain by one process, tasks/s | failed | 2,000 (huey) |  | 1,000 (dramatiq) |  |" in text_of(found)
+
     def test_a_busy_machine_is_told_of(self, found: dict[str, Any]) -> None:
         """Whoever reads figures of a busy machine is warned."""
         calm = text_of(found)
@@ -93,7 +99,10 @@ class TestTextOf:
         """What failed is named with its beginning and its end."""
         found["troubles"] = ["huey, two processes: it failed: Traceback\n  many\n  lines\nTimeoutError: late"]
 
-        assert "- huey, two processes: it failed: Traceback … TimeoutError: late" in text_of(found)
+        once, often = text_of(found), text_of({**found, "troubles": 3 * found["troubles"]})
+
+        assert "- huey, two processes: it failed: Traceback … TimeoutError: late\n" in once
+        assert "- huey, two processes: it failed: Traceback … TimeoutError: late That was so 3 times.\n" in often
 
     def test_each_promise_has_its_source(self, found: dict[str, Any]) -> None:
         """Every system's promise is told with where that is documented."""

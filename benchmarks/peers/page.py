@@ -6,6 +6,7 @@ The page about a measurement: tables, plots, and what is behind them.
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -118,19 +119,20 @@ def _races(found: Found) -> str:
         medians = _medians(found, race)
         others = {name for name in medians if _side(name) != _OURS}
         rivals = [others, others & keeps, {name for name in others if _side(name) == _STOCK}]
-        if others < medians.keys() and all(rivals):
+        if any(_side(name) == _OURS for name in found["systems"]) and all(rivals):
             lines.append(f"| {race.words} | {' | '.join(_race(race, medians, rivals))} |")
     return "\n".join(lines)
 
 
 def _race(race: _Race, medians: Mapping[str, float], rivals: Sequence[AbstractSet[str]]) -> Iterator[str]:
-    ours = race.best((name for name in medians if _side(name) == _OURS), key=medians.__getitem__)
-    yield f"{_told(medians[ours])} ({_variant(ours)})"
+    mine = [name for name in medians if _side(name) == _OURS]
+    ours = race.best(mine, key=medians.__getitem__) if mine else None
+    yield f"{_told(medians[ours])} ({_variant(ours)})" if ours else "failed"
     for names in rivals:
         rival = race.best(sorted(names), key=medians.__getitem__)
-        quotient = medians[ours] / medians[rival]
         yield f"{_told(medians[rival])} ({_variant(rival)})"
-        yield f"{quotient if race.best is max else 1 / quotient:.2f}"
+        quotient = medians[ours] / medians[rival] if ours else 0.0
+        yield "" if not ours else f"{quotient if race.best is max else 1 / quotient:.2f}"
 
 
 def _side(name: str) -> str:
@@ -216,9 +218,15 @@ def _troubles(troubles: Sequence[str]) -> str:
     heading = "## What went wrong on the way\n\n"
     if not troubles:
         return f"{heading}Nothing: every system ran every task once in every round."
-    told = [trouble.strip().splitlines() for trouble in troubles]
-    lines = [f"- {lines[0]}" if len(lines) == 1 else f"- {lines[0]} … {lines[-1]}" for lines in told]
+    times = Counter(_brief(trouble.strip().splitlines()) for trouble in troubles)
+    lines = [
+        f"- {trouble}" if count == 1 else f"- {trouble} That was so {count} times." for trouble, count in times.items()
+    ]
     return heading + "\n".join(["A system is left out of a step in the round in which it failed.", "", *lines])
+
+
+def _brief(lines: Sequence[str]) -> str:
+    return lines[0] if len(lines) == 1 else f"{lines[0]} … {lines[-1]}"
 
 
 def _tail(about: Mapping[str, Any]) -> str:
