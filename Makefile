@@ -4,9 +4,10 @@
 PYTHON ?= python3
 ARGS ?=
 RUN := .venv/bin/python
+PEERS := $(patsubst benchmarks/peers/requirements/%.txt,.venv-peers/%/.installed,$(wildcard benchmarks/peers/requirements/*.txt))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test test-slow test-all test-docker chaos bench images lint format typecheck docs browser clean
+.PHONY: help demo up test test-slow test-all test-docker chaos bench bench-peers images lint format typecheck docs browser clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +36,9 @@ chaos: .venv/.installed-dev  ## Strike a working fleet with faults, and count wh
 bench: .venv/.installed-dev  ## Measure what a task costs beside stock Celery; ARGS="--tasks 200 --rounds 1"
 	@exec $(RUN) -m benchmarks.overhead $(ARGS)
 
+bench-peers: .venv/.installed-bench $(PEERS)  ## Measure other task queues for Redis beside it; ARGS="--tasks 200 --rounds 1"
+	@exec $(RUN) -m benchmarks.peers --json build/peers.json --page build/benchmarks.md $(ARGS)
+
 images:  ## Make base images for Docker where none can be pulled: on Debian and Ubuntu, as root
 	@exec docker/base-images.sh
 
@@ -59,7 +63,7 @@ docs: .venv/.installed-dev  ## Build the pages as a site, into site/
 	@echo "Open site/index.html, or serve it: $(RUN) -m http.server --directory site"
 
 clean:  ## Remove what these targets made, the virtual environment included
-	@rm -rf .venv build dist site htmlcov .coverage .coverage.* .hypothesis
+	@rm -rf .venv .venv-peers build dist site htmlcov .coverage .coverage.* .hypothesis
 	@rm -rf .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	@find orchestra workers tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -81,6 +85,18 @@ clean:  ## Remove what these targets made, the virtual environment included
 	@$(INSTALL) --editable ".[dev]"
 	@rm .venv/.unfinished
 	@touch .venv/.installed-demo $@
+
+.venv/.installed-bench: .venv/.installed-dev
+	@$(INSTALL) --editable ".[bench]"
+	@touch $@
+
+# Each of the systems that ours is measured beside has an environment of its own: their bounds on redis-py exclude each
+# other. The newest versions are what is measured, so `rm -r .venv-peers` from time to time.
+.venv-peers/%/.installed: benchmarks/peers/requirements/%.txt
+	@echo "Installing $* into .venv-peers."
+	@"$(PYTHON)" -m venv --clear $(@D)
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@
 
 # make reads this before a recipe's first line runs.
 INSTALL = $(RUN) -m pip install --quiet --disable-pip-version-check $(if $(wildcard .venv/.unfinished),--ignore-installed)

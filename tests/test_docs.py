@@ -19,6 +19,7 @@ RUN_ELSEWHERE = {
     "make test-all": "tests/test_packaging.py → test_every_target_is_known",
     "make lint typecheck": ".ci/run → make lint typecheck",
     "make format": "tests/test_packaging.py → test_every_target_is_known",
+    "make bench-peers": "tests/test_packaging.py → test_every_target_is_known",
     "make up": "tests/test_cli.py → test_serves_until_ctrl_c",
     "make clean": "tests/test_packaging.py → test_clean_removes_what_was_made",
     ".venv/bin/pre-commit install": "tests/test_packaging.py → test_hooks_are_installed",

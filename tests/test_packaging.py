@@ -66,7 +66,7 @@ class TestWheel:
 
         assert "Apache-2.0" == metadata["License-Expression"]
         assert ">=3.11" == metadata["Requires-Python"]
-        assert ["dev", "embedded"] == metadata.get_all("Provides-Extra")
+        assert ["bench", "dev", "embedded"] == metadata.get_all("Provides-Extra")
         assert any(re.fullmatch(r"celery\[redis\][^;]*", one) for one in requirements)
         assert f"{METADATA}/licenses/LICENSE" in wheel.namelist()
 
@@ -118,7 +118,7 @@ def program(path: Path, text: str) -> Path:
 def set_up(checkout: Path) -> None:
     """Leave the stamps that a finished set-up leaves."""
     (checkout / ".venv").mkdir()
-    for stamp in (".installed-demo", ".installed-dev"):
+    for stamp in (".installed-demo", ".installed-dev", ".installed-bench"):
         (checkout / ".venv" / stamp).touch()
 
 
