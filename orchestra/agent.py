@@ -330,6 +330,7 @@ def _entry(task: Any) -> CatalogueEntry:
         enforced=task.enforced,
         arguments=task.arguments.to_catalogue(),
         breaker=None if task.guard is None else task.guard.to_catalogue(),
+        max_queue_depth=task.max_queue_depth,
     )
 
 

@@ -69,6 +69,8 @@ class StopBound:
 
 log = get_logger(__name__)
 
+_StockConsumer: Any = RedisBackend.ResultConsumer  # celery-types leaves most of it out
+
 
 @signals.worker_init.connect
 def _note_start(**_: Any) -> None:
@@ -196,8 +198,22 @@ class _RecordingBackend:
         log.info("message kept", task_id=request.id, reason=verdict.partition("\n")[0])
 
 
+class _StillTrue(_StockConsumer):  # type: ignore[misc]
+    """Hears of results; what it hears of a failure may be old, since its task may have been replayed meanwhile."""
+
+    def on_state_change(self, meta: Any, message: Any) -> None:  # Celery's signature
+        """Take in a task's new state."""
+        if meta["status"] in states.EXCEPTION_STATES:
+            meta = self.backend.get_task_meta(meta["task_id"])
+            if meta["status"] not in states.READY_STATES:
+                return
+        super().on_state_change(meta, message)
+
+
 class _RecordingRedisBackend(_RecordingBackend):
     """A Redis backend, Sentinel's included: result and record in one script where both are in one database."""
+
+    ResultConsumer = _StillTrue
 
     @cached_property
     def records_ride(self) -> bool:  # settled once per backend
@@ -303,7 +319,11 @@ class _RecordingRedisBackend(_RecordingBackend):
         return self._insist(lambda: store(task_id, result, state, **kwargs))
 
     def on_chord_part_return(self, request: Any, state: str, result: Any, **kwargs: Any) -> None:  # Celery's signature
-        """Count a finished part of a chord, and send the chord's body after the last one, however long that takes."""
+        """
+        Count a finished part of a chord, and send the chord's body after the last one, however long that takes.
+
+        A part that was delivered before may have been the last one, of an agent that was lost while it sent the body.
+        """
         part = super().on_chord_part_return  # type: ignore[misc]
         lost: list[Exception] = []
 
@@ -315,7 +335,7 @@ class _RecordingRedisBackend(_RecordingBackend):
                 raise
 
         self._insist(count)
-        if lost and request.group:
+        if (lost or _was_delivered_before(request)) and request.group:
             self._insist(lambda: self._wait_for_claim(request.group))
             self._insist(count)
 
@@ -323,8 +343,8 @@ class _RecordingRedisBackend(_RecordingBackend):
         """
         Wait until nobody is sending a chord's body.
 
-        Who counts the last part claims that for a while. When the answer to that is lost, nobody knows of the claim:
-        it has to run out, and then counting the part again takes it.
+        Who counts the last part claims that for a while. When the answer to that is lost, or who has claimed it, nobody
+        goes by the claim: it has to run out, and then counting the part again takes it.
         """
         backend: Any = self
         claim = backend.get_key_for_group(group, ".c")
@@ -370,6 +390,10 @@ class _RecordingRedisBackend(_RecordingBackend):
 
     def _store_both(self, keys: list[Any], args: list[Argument]) -> None:
         load_script("store_result").run(self.client, keys, args)  # type: ignore[attr-defined]
+
+
+def _was_delivered_before(request: Any) -> bool:
+    return bool((getattr(request, "delivery_info", None) or {}).get("redelivered"))
 
 
 def _ignores_result(request: Any) -> bool:

@@ -162,6 +162,7 @@ class OrchestraSettings(BaseSettings):
     pool: PoolName | None = Field(
         default=None,
         description="What runs an agent's tasks, unless its command line says so; Celery's `worker_pool` if not set.",
+        json_schema_extra=_allowed("one of: inline, prefork, solo, threads"),
     )
     key_prefix: str = Field(
         default="orchestra",

@@ -201,6 +201,10 @@ class OrchestraRequest(Request):
         finally:
             self.let_go()
 
+    def _success_was_stored(self) -> Any:
+        """Return the result of a task whose process was lost after its end; a part of a chord has to be counted too."""
+        return False if self.chord else super()._success_was_stored()  # type: ignore[misc]  # Celery's inner name
+
     def reject(self, requeue: bool = False) -> None:
         """Give the message back or drop it; where the task's process was lost, that is counted."""
         holder = self._holder

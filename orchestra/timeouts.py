@@ -63,11 +63,16 @@ def end_process(pid: int | None) -> None:
 
 
 def had_ended(request: Any) -> bool:  # OrchestraRequest
-    """Tell whether an attempt had come to its end when its process was killed; then it's done with."""
+    """
+    Tell whether an attempt had come to its end when its process was killed; then it's done with.
+
+    A part of a chord isn't, since nobody knows whether it was counted.
+    """
     context = request._context
     record = request._app.state.read(request.id)
     was_sent_again = record is not None and record.attempt > (context.retries or 0) + 1
-    succeeded = (record is not None and record.state is TaskState.SUCCEEDED) or bool(request._success_was_stored())
+    was_told = record is not None and record.state is TaskState.SUCCEEDED
+    succeeded = not request.chord and (was_told or bool(request._success_was_stored()))
     if was_sent_again or succeeded:
         worker_state.task_ready(request, successful=succeeded)
         request.acknowledge()

@@ -2,7 +2,7 @@
 
 import ssl
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import click
@@ -192,7 +192,7 @@ class TestCapabilitiesOption:
     def test_it_is_checked_at_once(self) -> None:
         """`--capabilities` is read before anything is started; what can't be read is a usage error with the term."""
         with app_at(NOWHERE) as app:
-            (option,) = app.user_options["worker"]
+            (option,) = [one for one in app.user_options["worker"] if one.name == "capabilities"]
         command = click.Command("worker", params=[option])
 
         assert (
@@ -344,3 +344,33 @@ def test_settings_are_the_environments(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "bank" == load_settings().namespace
     with app_at(NOWHERE, settings=quick(namespace="shop")) as app:
         assert "shop" == app.queue_names.fleet
+
+
+class TestPool:
+    @pytest.mark.parametrize(
+        ("named", "setting", "expected"),
+        [
+            (None, None, "prefork"),
+            ("solo", None, "solo"),
+            ("inline", None, "orchestra.pools:InlinePool"),
+            ("solo", "inline", "orchestra.pools:InlinePool"),
+            ("inline", "threads", "threads"),
+        ],
+    )
+    def test_who_names_it(self, named: str | None, setting: str | None, expected: str) -> None:
+        """The environment's setting wins over Celery's `worker_pool`, and either may name a pool of ours."""
+        with app_at(NOWHERE, settings=quick(pool=setting), changes={"worker_pool": named} if named else {}) as app:
+            assert expected == app.conf.worker_pool
+
+    def test_the_option(self) -> None:
+        """`--agent-pool` wins over both, and knows its names."""
+        with app_at(NOWHERE, settings=quick(pool="solo")) as app:
+            (option,) = [one for one in app.user_options["worker"] if one.name == "agent_pool"]
+            command = click.Command("worker", params=[option])
+            command.make_context("worker", [], obj=SimpleNamespace(app=app))
+            assert "solo" == app.conf.worker_pool
+            command.make_context("worker", ["--agent-pool", "inline"], obj=SimpleNamespace(app=app))
+
+            assert "orchestra.pools:InlinePool" == app.conf.worker_pool
+            with pytest.raises(click.BadParameter, match="'inline', 'prefork', 'solo', 'threads'"):
+                command.make_context("worker", ["--agent-pool", "gevent"], obj=SimpleNamespace(app=app))

@@ -87,6 +87,7 @@ class TestAgents:
                 "last_beat_at": entry.last_beat_at.isoformat().replace("+00:00", "Z"),
                 "alive": True,
                 "mean_seconds": None,
+                "ways": {},
             }
         ] == json.loads(result.stdout)
 

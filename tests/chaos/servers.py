@@ -37,7 +37,7 @@ masterauth {password}
 repl-diskless-sync-delay 0
 dir {folder}
 appendonly {append_only}
-appendfsync everysec
+appendfsync always
 save ""
 maxmemory-policy noeviction
 daemonize no
