@@ -42,6 +42,7 @@ class Plan:
 
 _SOLO: Final = ("--pool", "solo")
 _TWO: Final = ("--pool", "prefork", "--concurrency", "2")
+_INLINE: Final = ("--agent-pool", "inline")
 _UNCAPPED: Final = ("--prefetch-multiplier", "0")
 _STOCK: Final[Sequence[Any]] = [(stock.bare, {})]
 _OURS: Final[Sequence[Any]] = [(ours.bare, {})]
@@ -51,6 +52,7 @@ PLANS: Final[Mapping[str, Plan]] = {
     "ours, solo": Plan("ours", _OURS, _SOLO),
     "ours, solo, requires": Plan("ours", [(ours.requiring, {"requires": "nlp"})], (*_SOLO, "--capabilities", "nlp")),
     "ours, solo, uncapped": Plan("ours", _OURS, (*_SOLO, *_UNCAPPED)),
+    "ours, inline": Plan("ours", _OURS, _INLINE),
     "stock, 2 processes": Plan("stock", _STOCK, _TWO),
     "ours, 2 processes": Plan("ours", _OURS, _TWO),
     "ours, 2 processes, uncapped": Plan("ours", _OURS, (*_TWO, *_UNCAPPED)),
@@ -163,7 +165,7 @@ def measure_drain(*, rounds: int, tasks: int) -> Section:
     """Drain one queue by a worker of each kind, by turns."""
     rows: dict[str, Sequence[Spread | None]] = {**_by_turns(PLANS, rounds, tasks)}
     for name in [name for name in PLANS if name.startswith("ours")]:
-        theirs = "stock, solo" if "solo" in name else "stock, 2 processes"
+        theirs = "stock, 2 processes" if "processes" in name else "stock, solo"
         rows[f"{name} : stock"] = _ratios(rows, name, theirs)
     for name in rows:
         if "processes" in name:

@@ -92,6 +92,18 @@ class BrokerLink:
             client: Redis = self._held[2].script_client
             return client
 
+    def leave(self, client: "Redis | None") -> None:
+        """
+        Connect anew at the next use, where `client` is the one that was used last.
+
+        What other threads have under way on it goes on; they find out by themselves whether the server is there.
+        """
+        with self._lock:
+            if client is None or self._held is None or self._held[2].script_client is not client:
+                return  # another thread has left it, or there's none
+            self._held = None
+        client.connection_pool.disconnect(inuse_connections=False)
+
     def forget(self) -> None:
         """Connect anew at the next use, maybe to another server of the broker's list."""
         with self._lock:
@@ -148,6 +160,7 @@ def transport_options(conf: Any, settings: OrchestraSettings, names: QueueNames)
         "interval_start": 0,
         "interval_step": 0.1,
         "interval_max": 0.5,
+        "max_connections": 1024,  # made as they're needed, one for each thread that speaks just now; kombu's 10 are few
         "health_check_interval": 3,  # seconds; an agent's connection that says nothing any more is noticed by then
         **conf.broker_transport_options,
         "orchestra_fleet": names.fleet,

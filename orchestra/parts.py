@@ -62,7 +62,7 @@ class Parts(Celery):
         """The fleet's part of the broker's Redis."""
         keys = Keys(self.settings.key_prefix, self.queue_names.fleet, self.prefix_queues)
         link = BrokerLink(self.connection_for_write, patience_seconds=self.settings.connect_timeout_seconds)
-        return Store(link.client, keys, location=self.broker_location(), forget=link.forget)
+        return Store(link.client, keys, location=self.broker_location(), leave=link.leave, forget=link.forget)
 
     @cached_property
     def wires(self) -> Wires:

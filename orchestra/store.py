@@ -304,10 +304,12 @@ class Store:
         keys: Keys,
         *,
         location: str,
+        leave: "Callable[[Redis | None], None]" = lambda _: None,
         forget: Callable[[], None] = lambda: None,
     ) -> None:
         self._connect = connect
-        self._forget = forget  # called when the server was lost, so that `connect` may find another one
+        self._leave = leave  # called when the server was lost, so that `connect` may find another one
+        self._forget = forget  # called to close everything
         self.keys = keys
         self.location = location
 
@@ -368,11 +370,13 @@ class Store:
 
         Every script of ours may run twice. A server that doesn't answer in time isn't asked again.
         """
+        client = None
         try:
             with mapped_errors(self.location):
-                return act(self._connect())
+                client = self._connect()
+                return act(client)
         except BrokerUnavailableError as error:
-            self._forget()
+            self._leave(client)
             if isinstance(error.__cause__, RedisTimeoutError) or is_full(error.__cause__):
                 raise
         with mapped_errors(self.location):

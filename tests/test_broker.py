@@ -55,6 +55,27 @@ class TestBrokerLink:
         assert link.client().ping()
         link.forget()
 
+    def test_leaving_a_client(self, app: Any) -> None:
+        """After a loss the next use connects again; who works on the old one is let be."""
+        link = BrokerLink(app.connection_for_write, patience_seconds=1)
+        client = link.client()
+        busy, idle = client.connection_pool.get_connection(), client.connection_pool.get_connection()
+        client.connection_pool.release(idle)
+
+        link.leave(client)
+        link.leave(None)
+
+        busy.send_command("PING")
+        assert b"PONG" == busy.read_response()
+        assert not idle.is_connected
+        other = link.client()
+        assert other is not client
+        link.leave(client)
+        assert link.client() is other
+        client.connection_pool.release(busy)
+        client.connection_pool.disconnect()
+        link.forget()
+
     def test_a_fork_connects_anew(self, app: Any) -> None:
         """A child never speaks on its parent's connection, and doesn't close it either."""
         link = BrokerLink(app.connection_for_write, patience_seconds=1)

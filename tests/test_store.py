@@ -131,16 +131,14 @@ class TestStore:
 
     def test_forgets_a_lost_server(self) -> None:
         """When the server can't be reached, the next use may look for another one."""
-        forgotten = []
+        left: list[Redis | None] = []
         with Redis(port=1, retry=Retry(NoBackoff(), 0)) as client:
-            store = Store(
-                lambda: client, Keys("orchestra", "shop"), location="h:1", forget=lambda: forgotten.append("once")
-            )
+            store = Store(lambda: client, Keys("orchestra", "shop"), location="h:1", leave=left.append)
 
             with pytest.raises(BrokerUnavailableError):
                 store.command("PING")
 
-        assert ["once"] == forgotten
+        assert [client] == left
 
     def test_dropped_connection_is_made_anew(self, redis_url: str) -> None:
         """A connection that the server has closed, as it does when it restarts, isn't the caller's concern."""
@@ -163,7 +161,7 @@ class TestStore:
                 return clients[0]
 
             store = Store(
-                connect, Keys("orchestra", "shop"), location="h:1", forget=lambda: clients.__setitem__(0, alive)
+                connect, Keys("orchestra", "shop"), location="h:1", leave=lambda _: clients.__setitem__(0, alive)
             )
 
             assert store.command("PING")
