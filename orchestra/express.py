@@ -2,81 +2,36 @@
 
 import logging
 import time
-from base64 import b64decode
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from json import loads as loads_plain
 from math import inf
-from threading import Event, Lock, Thread
+from threading import Event, Thread
 from typing import Any, Final
 
-from celery import signals
-from celery.app.task import Context
 from celery.app.trace import LOG_RECEIVED, trace_task
 from celery.exceptions import Reject
 from celery.utils.imports import symbol_by_name
 from celery.worker import state as worker_state
 from celery.worker.request import create_request_cls  # type: ignore[attr-defined]  # newer than the stubs
-from celery.worker.strategy import default as stock_strategy
-from kombu.utils.json import loads
 from redis.exceptions import RedisError
 
 from orchestra.backend import StopBound
-from orchestra.delays import due_at
 from orchestra.exceptions import AgentOrchestraException
 from orchestra.leases import Lease, LeaseHolder
 from orchestra.logging_utils import get_logger
 from orchestra.patience import Patience
+from orchestra.rides import Ride, Slice, reason_against_message, reason_against_task, ride_of
 from orchestra.state import LEGAL
 from orchestra.store import Argument, text_of
-from orchestra.task import OrchestraTask
 from orchestra.types import TaskState
 
 __all__ = ["ExpressLane"]
 
 SLICE_SECONDS: Final = 0.02  # of work between two looks at everything else
 HELD_UP_SECONDS: Final = 0.05  # that a task may hold up what is behind it
-_LIMITS: Final = 2  # hard and soft
-_KNOWN_HEADERS: Final = frozenset({*vars(Context), "lang", "task", "argsrepr", "kwargsrepr", "compression"})
-_JSON: Final = ("application/json", "utf-8")
 _CELERY_LOGGER: Final = logging.getLogger("celery.worker.strategy")
 
 log = get_logger(__name__)
-
-
-@dataclass(slots=True, eq=False)
-class _Ride:
-    """One message on the short way; `result` is what is kept of its success, under the key that is with it."""
-
-    channel: Any  # Fetching
-    lease: Lease
-    payload: Mapping[str, Any]
-    task: OrchestraTask[..., Any]
-    args: Any
-    kwargs: Any
-    embed: Mapping[str, Any]
-    result: tuple[str, str] = ("", "")
-    kept: bool = False
-    seconds: float = 0.0
-
-    @property
-    def task_id(self) -> str:
-        return str(self.payload["headers"]["id"])
-
-    @property
-    def attempt(self) -> int:
-        return int(self.payload["headers"].get("retries") or 0) + 1
-
-
-@dataclass(slots=True)
-class _Slice:
-    """What has begun and has not run yet, what has run and isn't told, and since when something has been running."""
-
-    rest: deque[_Ride] = field(default_factory=deque)
-    done: list[_Ride] = field(default_factory=list)
-    since: float = inf
-    lock: Lock = field(default_factory=Lock)
 
 
 class ExpressLane:
@@ -96,13 +51,13 @@ class ExpressLane:
         self._consumer = consumer
         self._app = consumer.app
         self._holder: LeaseHolder = consumer.controller.lease_holder
-        self._pending: deque[_Ride] = deque()
-        self._slice = _Slice()
+        self._pending: deque[Ride] = deque()
+        self._slice = Slice()
         self._means: dict[str, float] = {}
         self._scheduled = False
         self._ended = Event()
         self._watch = Thread(target=self._watch_slices, name="express-watch", daemon=True)
-        self._reasons = {name: _reason_against(task, self._app) for name, task in self._app.tasks.items()}
+        self._reasons = {name: reason_against_task(task, self._app) for name, task in self._app.tasks.items()}
         self._watch.start()
 
     # ── from the transport ──
@@ -120,8 +75,11 @@ class ExpressLane:
 
     def take(self, channel: Any, payload: Mapping[str, Any], lease: Lease) -> bool:
         """Take a message, unless it isn't plain; tell whether it was taken."""
-        reason = self._reason(payload)
-        ride = None if reason else self._ride(channel, payload, lease)
+        name = payload["headers"].get("task")
+        reason = self._reasons.get(name, "unknown") or reason_against_message(
+            payload, is_limited=self._consumer.task_buckets.get(name) is not None
+        )
+        ride = None if reason else ride_of(self._app.tasks[name], channel, payload, lease)
         if ride is None:
             self.counts[reason or "body"] += 1
             self.work_off()  # what came before it is to run before it
@@ -134,36 +92,6 @@ class ExpressLane:
     def forget(self, numbers: set[int]) -> None:
         """Let go of messages whose leases were given back."""
         self._pending = deque(ride for ride in self._pending if ride.lease.number not in numbers)
-
-    def _reason(self, payload: Mapping[str, Any]) -> str:
-        """Return why a message takes Celery's own way; '' when it needn't."""
-        headers, name = payload["headers"], payload["headers"].get("task")
-        known = self._reasons.get(name, "unknown")
-        if known:
-            return known
-        written = (payload.get("content-type"), payload.get("content-encoding"))
-        if written != _JSON or payload["properties"].get("body_encoding") != "base64":
-            return "encoding"
-        against = {
-            "expires": headers.get("expires"),
-            "compression": headers.get("compression"),
-            "stamps": headers.get("stamped_headers") or worker_state.revoked_stamps,
-            "headers": not (_are_plain(headers) and isinstance(payload["properties"].get("delivery_info"), dict)),
-            "revoked": headers.get("id") in worker_state.revoked,
-            "rate limit": self._consumer.task_buckets.get(name) is not None,
-            "signal": signals.task_received.receivers,
-        }
-        return next((reason for reason, holds in against.items() if holds), "")
-
-    def _ride(self, channel: Any, payload: Mapping[str, Any], lease: Lease) -> _Ride | None:
-        try:
-            body = b64decode(payload["body"])
-            args, kwargs, embed = (loads if b'"__type__"' in body else loads_plain)(body)
-        except (ValueError, TypeError):  # Celery's way knows what to make of it
-            return None
-        if not (isinstance(args, list) and isinstance(kwargs, dict) and isinstance(embed, dict)):
-            return None
-        return _Ride(channel, lease, payload, self._app.tasks[payload["headers"]["task"]], args, kwargs, embed)
 
     # ── work ──
 
@@ -198,9 +126,9 @@ class ExpressLane:
             self._give_back(self._taken_rest())
             self._tell(self._taken_done())
 
-    def _next_slice(self) -> list[_Ride]:
+    def _next_slice(self) -> list[Ride]:
         """Take tasks off those that wait: of a kind that is new here one, and no more than fit into a slice's time."""
-        chosen: list[_Ride] = []
+        chosen: list[Ride] = []
         seconds = 0.0
         while self._pending:
             mean = self._means.get(self._pending[0].task.name, SLICE_SECONDS)
@@ -210,7 +138,7 @@ class ExpressLane:
             chosen.append(self._pending.popleft())
         return chosen
 
-    def _begun(self, chosen: Sequence[_Ride]) -> list[_Ride]:
+    def _begun(self, chosen: Sequence[Ride]) -> list[Ride]:
         """Begin tasks; return those that are ours to run."""
         if not chosen:
             return []
@@ -244,11 +172,11 @@ class ExpressLane:
             ride for ride, verdict in zip(chosen, map(text_of, verdicts), strict=True) if self._is_ours(ride, verdict)
         ]
 
-    def _counting(self, ride: _Ride) -> str:
+    def _counting(self, ride: Ride) -> str:
         budget = None if ride.attempt > 1 else ride.task.retry_policy.budget
         return "" if budget is None else str(self._app.retry_budgets.counting(ride.task.name, budget))
 
-    def _is_ours(self, ride: _Ride, verdict: str) -> bool:
+    def _is_ours(self, ride: Ride, verdict: str) -> bool:
         """Tell whether a task may run; one that was cancelled, or has ended, takes the way on which that is told."""
         if verdict == TaskState.RUNNING:
             return True
@@ -258,26 +186,26 @@ class ExpressLane:
             self._send_to_stock_way(ride)
         return False
 
-    def _next(self) -> _Ride | None:
+    def _next(self) -> Ride | None:
         with self._slice.lock:
             if not self._slice.rest or self._holder.stopping():
                 return None
             self._slice.since = time.monotonic()
             return self._slice.rest.popleft()
 
-    def _taken_rest(self) -> list[_Ride]:
+    def _taken_rest(self) -> list[Ride]:
         with self._slice.lock:
             rest, self._slice.rest = list(self._slice.rest), deque()
         return rest
 
-    def _taken_done(self) -> list[_Ride]:
+    def _taken_done(self) -> list[Ride]:
         with self._slice.lock:
             done, self._slice.done = self._slice.done, []
         return done
 
     # ── one task ──
 
-    def _run(self, ride: _Ride) -> None:
+    def _run(self, ride: Ride) -> None:
         """Run a task; what goes wrong around it costs the others nothing, and has its message delivered again."""
         try:
             self._run_traced(ride)
@@ -285,13 +213,13 @@ class ExpressLane:
             log.exception("task not run", task=ride.task.name, task_id=ride.task_id, then="delivered again")
             self._holder.say("release", ride.lease)
 
-    def _run_traced(self, ride: _Ride) -> None:
+    def _run_traced(self, ride: Ride) -> None:
         headers = ride.payload["headers"]
         worker_state.total_count[ride.task.name] += 1
         worker_state.all_total_count[0] += 1
         self._tell_of_begin(ride)
         traced, info, seconds, text = trace_task(
-            ride.task, headers["id"], ride.args, ride.kwargs, self._request(ride), app=self._app
+            ride.task, headers["id"], ride.args, ride.kwargs, self._request_of_trace(ride), app=self._app
         )
         ride.seconds = seconds or 0.0
         self._note(ride)
@@ -303,41 +231,22 @@ class ExpressLane:
         elif self._sends_events:
             self._consumer.event_dispatcher.send("task-succeeded", uuid=headers["id"], result=text, runtime=seconds)
 
-    def _request(self, ride: _Ride) -> dict[str, Any]:
-        """Return what Celery makes a task's request of."""
-        headers, properties = ride.payload["headers"], ride.payload["properties"]
-        return {
-            **headers,
-            **ride.embed,
-            "args": ride.args,
-            "kwargs": ride.kwargs,
-            "hostname": self._consumer.hostname,
-            "is_eager": False,
-            "properties": properties,
-            "reply_to": properties.get("reply_to"),
-            "correlation_id": properties.get("correlation_id"),
-            "delivery_info": {
-                **properties["delivery_info"],
-                "priority": properties.get("priority"),
-                "redelivered": False,
-            },
-            "headers": {name: value for name, value in headers.items() if name not in _KNOWN_HEADERS},
-            "has_begun": True,
-            "keep_success": lambda key, encoded: self._keep(ride, key, encoded),
-        }
+    def _request_of_trace(self, ride: Ride) -> dict[str, Any]:
+        kept = {"keep_success": lambda key, encoded: self._keep(ride, key, encoded)}
+        return {**ride.request(self._consumer.hostname), **kept}
 
-    def _keep(self, ride: _Ride, key: str, encoded: str) -> None:
+    def _keep(self, ride: Ride, key: str, encoded: str) -> None:
         """Keep a success, to be told with others."""
         ride.result, ride.kept = (key, encoded), True
         with self._slice.lock:
             self._slice.done.append(ride)
 
-    def _note(self, ride: _Ride) -> None:
+    def _note(self, ride: Ride) -> None:
         mean = self._means.get(ride.task.name)
         self._means[ride.task.name] = ride.seconds if mean is None else max(mean + (ride.seconds - mean) / 8, 1e-5)
         self._holder.pace.note(ride.seconds, ride.lease.queue)
 
-    def _request_of(self, ride: _Ride) -> Any:  # OrchestraRequest
+    def _request_of(self, ride: Ride) -> Any:  # OrchestraRequest
         """Return the request that Celery's own way would have made, to answer what isn't a plain success."""
         message = ride.channel.Message(ride.payload, channel=ride.channel)
         ride.channel.qos.append(message, message.delivery_tag)
@@ -364,7 +273,7 @@ class ExpressLane:
             decoded=False,
         )
 
-    def _send_to_stock_way(self, ride: _Ride) -> None:
+    def _send_to_stock_way(self, ride: Ride) -> None:
         message = ride.channel.Message(ride.payload, channel=ride.channel)
         ride.channel.qos.append(message, message.delivery_tag)
         self._consumer.handle_message(message)
@@ -376,7 +285,7 @@ class ExpressLane:
         eventer = self._consumer.event_dispatcher
         return bool(eventer and eventer.enabled and (not eventer.groups or "task" in eventer.groups))
 
-    def _tell_of_begin(self, ride: _Ride) -> None:
+    def _tell_of_begin(self, ride: Ride) -> None:
         """Tell of a task what Celery's own way tells before it runs."""
         headers = ride.payload["headers"]
         if _CELERY_LOGGER.isEnabledFor(logging.INFO):
@@ -402,7 +311,7 @@ class ExpressLane:
 
     # ── ends ──
 
-    def _tell(self, done: Sequence[_Ride]) -> None:
+    def _tell(self, done: Sequence[Ride]) -> None:
         """Store what has succeeded, however long Redis is away; an agent that has to stop has it run again."""
         if not done:
             return
@@ -413,7 +322,7 @@ class ExpressLane:
             for ride in done:
                 self._holder.say("release", ride.lease)
 
-    def _tell_once(self, done: Sequence[_Ride]) -> None:
+    def _tell_once(self, done: Sequence[Ride]) -> None:
         keys, settings, backend = self._app.store.keys, self._app.settings, self._app.backend
         words: list[Argument] = []
         for ride in done:
@@ -427,7 +336,7 @@ class ExpressLane:
             ],
         )
 
-    def _give_back(self, rest: Sequence[_Ride]) -> None:
+    def _give_back(self, rest: Sequence[Ride]) -> None:
         """Give back what had begun and wasn't run."""
         if not rest:
             return
@@ -466,31 +375,6 @@ class ExpressLane:
         """Let go of what waits here, and end the thread."""
         self._pending.clear()
         self._ended.set()
-
-
-def _reason_against(task: Any, app: Any) -> str:
-    """Return why a task never takes the short way; '' when it may."""
-    if not isinstance(task, OrchestraTask) or type(task).__call__ is not OrchestraTask.__call__:
-        return "own __call__"
-    against = {
-        "own strategy": symbol_by_name(task.Strategy) is not stock_strategy,
-        "at most once": not task.acks_late,
-        "breaker": task.guard is not None,
-        "track_started": task.track_started,
-        "deduplicated": app.conf.worker_deduplicate_successful_tasks,
-    }
-    return next((reason for reason, holds in against.items() if holds), "")
-
-
-def _are_plain(headers: Mapping[str, Any]) -> bool:
-    """Tell whether the headers that a task's start depends on are of their kinds."""
-    limits, retries = headers.get("timelimit"), headers.get("retries")
-    return (
-        isinstance(headers.get("id"), str)
-        and (retries is None or type(retries) is int)
-        and (limits is None or (isinstance(limits, list) and len(limits) == _LIMITS))
-        and (headers.get("eta") is None or due_at(headers) is not None)
-    )
 
 
 def _left_for(state: TaskState) -> str:
