@@ -117,7 +117,7 @@ class TestAKilledAgent:
                 for name in (f"{pool}-a", f"{pool}-b"):
                     fleet.start(name, "--capabilities", pool, pool=pool)
             fleet.joined()
-            for pool, seconds in zip(POOLS, (60.0, 20.0, 6.0), strict=True):
+            for pool, seconds in zip(POOLS, (60.0, 20.0, 6.0, 6.0), strict=True):
                 fleet.send(_of(pool, 1), seconds, requires=pool)
             first = {pool: fleet.begun(_of(pool, 1))[0] for pool in POOLS}
 
