@@ -22,7 +22,7 @@ def nap(seconds: float) -> float:
     time.sleep(seconds)
     return seconds
 """
-NOTICED_WITHIN_SECONDS = 10.0
+NOTICED_WITHIN_SECONDS = 12.0  # ten, and what a machine with much else to do takes longer
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
 
