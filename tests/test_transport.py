@@ -1,14 +1,12 @@
 """The kombu transport: what is written with a message, which connections are ours, and the order of queues."""
 
-import json
 import os
 import pickle
-from base64 import b64decode
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from kombu import Connection, Exchange, Queue
+from kombu import Connection
 from kombu.transport import TRANSPORT_ALIASES
 from redis import Redis
 
@@ -21,7 +19,7 @@ from orchestra.transport import (
     Transport,
 )
 from orchestra.types import TaskState
-from tests.fleets import agent_of, app_at, commands_at, stock_at
+from tests.fleets import agent_of, app_at, stock_at
 
 
 @pytest.fixture
@@ -127,83 +125,6 @@ class TestConnection:
         with app.pool.acquire() as connection:
             assert isinstance(connection, FleetConnection)
             assert isinstance(connection.transport, Transport)
-
-
-class TestPut:
-    def test_warm_submit_is_one_command(self, app: Any, redis_url: str) -> None:
-        """Message, record and the queue's registration are written in one round trip."""
-        add = app.tasks["shop.add"]
-        add.delay(1, 2)
-
-        with commands_at(redis_url) as commands:
-            add.delay(1, 2)
-
-        assert ["EVALSHA"] == [command.split()[0] for command in commands]
-
-    def test_what_is_written(self, app: Any, client: Redis) -> None:
-        """The queue's list, a word for an idle agent, the record, and the table of queues; nothing else."""
-        result = app.tasks["shop.add"].delay(1, 2)
-
-        record = app.state.read(result.id)
-        assert {
-            "shop:nlp\x06\x166",
-            f"orchestra:{{shop}}:task:{result.id}",
-            "orchestra:{shop}:queues",
-            "orchestra:{shop}:queues:version",
-            "orchestra:{shop}:wake:shop:nlp",
-        } == _keys(client)
-        assert ("shop.add", "nlp", "shop:nlp", TaskState.SUBMITTED) == (
-            record.name,
-            record.requires,
-            record.queue,
-            record.state,
-        )
-
-    def test_delayed_tasks_say_so(self, app: Any) -> None:
-        """The record tells before when a task won't start."""
-        result = app.tasks["shop.add"].apply_async((1, 2), countdown=60)
-
-        assert app.state.read(result.id).history[0].note.startswith("not before 20")
-
-    def test_messages_that_are_no_tasks(self, app: Any, client: Redis) -> None:
-        """Control messages and replies go kombu's way, and leave no record."""
-        app.control.broadcast("shutdown", reply=False)
-        with app.connection_for_write() as connection, connection.SimpleQueue("letters") as letters:
-            letters.put({"hello": "world"})
-
-        assert not any("task" in key for key in _keys(client))
-        assert 1 == client.llen("letters")
-
-    @pytest.mark.parametrize("prefix", ["", "pre:"])
-    @pytest.mark.parametrize("batch", [False, True])
-    def test_queues_that_expire(self, redis_url: str, client: Redis, prefix: str, batch: bool) -> None:
-        """A queue's `x-expires` is renewed with every message, in a batch and behind a key prefix as well."""
-        queue = Queue("brief", Exchange(""), routing_key="brief", queue_arguments={"x-expires": 60_000})
-        with app_at(redis_url, changes={"broker_transport_options": {"global_keyprefix": prefix}}) as app:
-            app.amqp.queues.add(queue)
-            with app.producer_pool.acquire() as producer:
-                if batch:
-                    with producer.batch():
-                        app.send_task("celery.any", queue="brief", producer=producer)
-                else:
-                    app.send_task("celery.any", queue="brief", producer=producer)
-
-        assert 0 < int(str(client.pttl(f"{prefix}brief\x06\x166"))) <= 60_000
-
-    def test_urgency_is_the_step(self, app: Any, client: Redis) -> None:
-        """Each urgency has the list of its own step; kombu looks into step 0 first."""
-        for urgency in ("critical", "high", "normal", "low"):
-            app.tasks["shop.add"].apply_async((1, 2), urgency=urgency)
-
-        steps = [key.partition("shop:nlp")[2] for key in sorted(_keys(client)) if key.startswith("shop:nlp")]
-        assert ["", "\x06\x163", "\x06\x166", "\x06\x169"] == steps
-
-    def test_numbers_and_empty_lists_keep_their_form(self, app: Any, client: Redis) -> None:
-        """No script rewrites a message: an empty list stays one, a float stays a float."""
-        app.send_task("celery.any", ([], {}, 1.0, 12345678901234567890))
-
-        raw: Any = client.lindex("celery\x06\x166", 0)
-        assert "[[], {}, 1.0, 12345678901234567890]" in b64decode(json.loads(raw)["body"]).decode()
 
 
 class TestPrefix:
