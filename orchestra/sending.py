@@ -88,9 +88,7 @@ class Sending(Parts):
             self._apply(prepared, options, inherits=urgency is None and declared.urgency is None)
             apply_policy(self, call, prepared, options, patience, again=again)
             publish_id.most_waiting = 0 if again else self._most_waiting(name, declared)
-            if unique is not None or idempotency_key is not None or declared.unique is not None:
-                first = not options.get("retries")  # a further attempt of a task has what that claimed
-                publish_id.claim = self._claim(call, declared, options, unique, idempotency_key) if first else None
+            publish_id.claim = self._claimed(call, declared, options, unique, idempotency_key)
             is_flat = is_short and are_flat(call.args, call.kwargs)
             if not is_flat:
                 carried = [args, kwargs, *(options.get(option) for option in _SIGNATURE_OPTIONS)]
@@ -107,11 +105,24 @@ class Sending(Parts):
                 )
                 result = super().send_task(name, args, kwargs, countdown, eta, task_id, *more, **options)
         if publish_id.claim is not None:
-            publish_id.hand_over(result)
-            refuse_other_payload(name, publish_id.standing)
-            if publish_id.standing is not None and given_id not in {None, publish_id.standing.task_id}:
-                self.backend.mark_as_revoked(given_id, f"a duplicate of {publish_id.standing.task_id}")
+            self._reconcile(name, result, publish_id, given_id)
         return result
+
+    def _claimed(
+        self, call: Call, declared: Declared, options: Mapping[str, Any], unique: Any, idempotency_key: Any
+    ) -> Claim | None:
+        """Return what a call claims; a further attempt of a task has what the first one did."""
+        asked = unique is not None or idempotency_key is not None or declared.unique is not None
+        if not asked or options.get("retries"):
+            return None
+        return self._claim(call, declared, options, unique, idempotency_key)
+
+    def _reconcile(self, name: str, result: Any, publish_id: PublishId, given_id: str | None) -> None:
+        """Have a handle be that of the task which has what this one claimed; refuse one with other arguments."""
+        publish_id.hand_over(result)
+        refuse_other_payload(name, publish_id.standing)
+        if publish_id.standing is not None and given_id not in {None, publish_id.standing.task_id}:
+            self.backend.mark_as_revoked(given_id, f"a duplicate of {publish_id.standing.task_id}")
 
     @cached_property
     def short_way(self) -> ShortWay:
